@@ -59,16 +59,16 @@ type Kind uint8
 
 // Kinds of the coherence lane. See docs/architecture.md for who sends which to whom.
 const (
-	GetS    Kind = 1 + iota // requester to home: read copy wanted
-	GetM                    // requester to home: writable copy wanted
-	Upgrade                 // requester to home: holds a read copy, wants to write
-	FwdGetS                 // home to owner: send a read copy to the requester, and the bytes home
-	FwdGetM                 // home to owner: hand the page over to the requester
-	Inv                     // home to sharer: drop the copy, acknowledge to the requester
-	Grant                   // holder or home to requester: the page is yours in Mode
-	InvAck                  // sharer to requester: copy dropped
-	WriteBack               // owner to home: the home frame holds the page's bytes again
-	Done                    // requester to home: transaction over
+	GetS      Kind = 1 + iota // requester to home: read copy wanted
+	GetM                      // requester to home: writable copy wanted
+	Upgrade                   // requester to home: holds a read copy, wants to write
+	FwdGetS                   // home to owner: send a read copy to the requester, and the bytes home
+	FwdGetM                   // home to owner: hand the page over to the requester
+	Inv                       // home to sharer: drop the copy, acknowledge to the requester
+	Grant                     // holder or home to requester: the page is yours in Mode
+	InvAck                    // sharer to requester: copy dropped
+	WriteBack                 // owner to home: the home frame holds the page's bytes again
+	Done                      // requester to home: transaction over
 	coherenceEnd
 
 	// CoherenceFirst and CoherenceLast bound the kinds above.
@@ -78,15 +78,12 @@ const (
 
 // Kinds of the machine lane; the words of Args are given for each.
 const (
-	IPI       Kind = 64 + iota // interrupt message: [0] destination APIC ID set descriptor, see engine
-	Access                     // port or MMIO access for a device of the receiver; see engine
-	AccessAck                  // its answer
+	IPI       Kind = 64 + iota // interrupt message, INIT and start-up included: [0] destination, [1] the rest packed, [2] source
+	Access                     // port or MMIO access for a device of the receiver: [0] address, [1] size and direction, [2] data
+	AccessAck                  // its answer: [0] data, [1] 1 if a device answered
 	EOI                        // end of a level-triggered interrupt: [0] vector
-	Ping                       // clock sample: [0] sender's TSC at sending
-	Pong                       // answer: [0] as in Ping, [1] TSC at receipt, [2] TSC at answering
-	Heartbeat                  // [0] sender's monotonic nanoseconds
-	Stop                       // the sender's VM ends: [0] reason code
-	Control                    // vCPU state change: INIT, SIPI; see engine
+	Ping                       // clock sample: [0] sender's host TSC at sending
+	Pong                       // answer: [0] as in Ping, [1] guest TSC at the answering node
 	machineEnd
 
 	// MachineFirst and MachineLast bound the kinds above.
@@ -98,7 +95,6 @@ var kindNames = [...]string{
 	GetS: "GetS", GetM: "GetM", Upgrade: "Upgrade", FwdGetS: "FwdGetS", FwdGetM: "FwdGetM", Inv: "Inv",
 	Grant: "Grant", InvAck: "InvAck", WriteBack: "WriteBack", Done: "Done",
 	IPI: "IPI", Access: "Access", AccessAck: "AccessAck", EOI: "EOI", Ping: "Ping", Pong: "Pong",
-	Heartbeat: "Heartbeat", Stop: "Stop", Control: "Control",
 }
 
 // String returns the kind's name as the protocol's documents spell it.

@@ -1,0 +1,90 @@
+# Ironspan. "make help" lists what there is to make; BUILD.md says more.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Stamp the revision where git knows one; git refuses trees of other users.
+VCS         := $(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo true || echo false)
+PREFIX      ?= /usr/local
+
+# Commands that need Go run with the one bootstrap.sh found or installed.
+WITH := tools/bootstrap.sh --exec
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: bootstrap
+bootstrap: ## install what this machine lacks (Debian; root or sudo)
+	@tools/bootstrap.sh
+
+.PHONY: build
+build: bootstrap ## bin/ironspan, bin/lab and bin/demo
+	@mkdir -p bin
+	@$(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/ironspan ./tools/lab ./tools/demo
+
+.PHONY: demo
+demo: build ## one Linux guest across two servers of the lab, over RDMA, with a report
+	@$(WITH) bin/demo
+
+# The order finds the commonest faults first.
+TIERS := build test-lint test-unit test-sim test-kvm lint test-lab
+
+.PHONY: test
+test: ## everything: lint, unit, simulation, kvm and lab tiers
+	@began=$$SECONDS; \
+	for tier in $(TIERS); do \
+		echo "== $$tier"; step=$$SECONDS; \
+		$(MAKE) $$tier </dev/null; \
+		echo "== $$tier: passed, $$((SECONDS - step)) s"; \
+	done; \
+	echo "== all tiers passed, $$((SECONDS - began)) s"
+
+.PHONY: test-lint
+test-lint: bootstrap ## formatting, go vet and the rules of the house (tools/lint)
+	@out=$$($(WITH) gofmt -l . ); [ -z "$$out" ] || { echo "gofmt -w is due for:"; echo "$$out"; exit 1; }
+	@$(WITH) go vet ./...
+	@$(WITH) go test ./tools/lint
+
+.PHONY: lint
+lint: test-lint ## test-lint and staticcheck
+	@$(WITH) go run $(STATICCHECK) ./...
+
+.PHONY: test-unit
+test-unit: bootstrap ## unit tests with the race detector; what needs KVM or RDMA skips itself
+	@$(WITH) go test -race -short -timeout 10m ./...
+
+.PHONY: test-sim
+test-sim: bootstrap ## the protocol under the seeded simulator and the model checker, at length
+	@$(WITH) go test -timeout 10m ./engine/coherence/... ./engine/sim/...
+
+# What a package skips and why is worth seeing here: -v, cut down to that and go's closing lines.
+.PHONY: test-kvm
+test-kvm: bootstrap ## mini-guests on this host's /dev/kvm, two nodes over shared memory
+	@if [ ! -w /dev/kvm ]; then echo "kvm tier skipped: /dev/kvm is absent or not writable for $$(id -un)"; exit 0; fi; \
+	mkdir -p build/test; log=build/test/kvm.log; \
+	if $(WITH) go test -v -timeout 10m ./kvmhost/... ./fastpath/... ./engine >$$log 2>&1; then \
+		grep -E -A1 '^ *--- SKIP' $$log | grep -v '^--$$' || true; grep -E '^(ok|\?) ' $$log; \
+	else \
+		cat $$log; exit 1; \
+	fi
+
+.PHONY: test-lab
+test-lab: build ## real RDMA (soft-RoCE) between servers in QEMU, then the demonstration
+	@if ! reason=$$(tools/bootstrap.sh --probe-lab 2>&1); then echo "lab tier skipped: $$reason"; exit 0; fi; \
+	$(WITH) bin/lab test ./verbs/... ./fastpath/fabric/rdma/... && $(WITH) bin/demo
+
+.PHONY: bench
+bench: bootstrap ## the packages' benchmarks
+	@$(WITH) go test -run '^$$' -bench . ./...
+
+.PHONY: install
+install: build ## copy bin/ironspan below PREFIX, /usr/local if not given
+	install -D -m 755 bin/ironspan '$(DESTDIR)$(PREFIX)/bin/ironspan'
+
+.PHONY: clean
+clean: ## remove bin and build
+	rm -rf bin build

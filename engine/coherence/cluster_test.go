@@ -1,0 +1,235 @@
+package coherence
+
+import (
+	"fmt"
+	"math/bits"
+	"strings"
+	"testing"
+
+	"ironspan/engine/wire"
+)
+
+// cluster is agents joined by links on which messages wait until a test delivers them. It has no memory:
+// whether bytes are right is for engine/sim to see.
+type cluster struct {
+	agents []*Agent
+	links  [][][]wire.Message // [from][to]
+	mapped []map[wire.PFN]wire.Mode
+	zero   map[wire.PFN]bool // pages that the drivers take for zeros
+	now    int64
+	log    strings.Builder
+}
+
+func newCluster(tb testing.TB, nodes, pages int, change func(*Config)) *cluster {
+	tb.Helper()
+	c := &cluster{zero: map[wire.PFN]bool{}}
+	var homes []Range
+	for n := range nodes {
+		homes = append(homes, Range{wire.PFN(n * pages), wire.PFN((n + 1) * pages)})
+	}
+	for n := range nodes {
+		cfg := Config{Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: 2}
+		if change != nil {
+			change(&cfg)
+		}
+		a, err := New(cfg)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		c.agents = append(c.agents, a)
+		c.links = append(c.links, make([][]wire.Message, nodes))
+		m := map[wire.PFN]wire.Mode{}
+		for p := homes[n].First; p < homes[n].Last; p++ {
+			if a.Mode(p) != wire.None {
+				m[p] = wire.Modified
+			}
+		}
+		c.mapped = append(c.mapped, m)
+	}
+	return c
+}
+
+// perform notes a node's actions and does them: mappings change, messages go on their links.
+func (c *cluster) perform(n int) {
+	a := c.agents[n]
+	for _, act := range a.Actions() {
+		fmt.Fprintf(&c.log, "  %d: ", n)
+		mode := c.mapped[n][act.Page]
+		want := func(ok bool) {
+			if !ok {
+				fmt.Fprintf(&c.log, "(but node %d has page %d in %v!) ", n, act.Page, mode)
+			}
+		}
+		switch act.Op {
+		case OpSend, OpSendPage:
+			verb := "send"
+			if act.Op == OpSendPage {
+				verb = "send page,"
+				act.Msg.Flags = wire.FlagData
+				if c.zero[act.Page] {
+					act.Msg.Flags = wire.FlagZero
+				}
+				want(mode != wire.Modified)
+			}
+			fmt.Fprintf(&c.log, "%s %s to %d\n", verb, describe(&act.Msg), act.Peer)
+			c.links[n][act.Peer] = append(c.links[n][act.Peer], act.Msg)
+		case OpProtect:
+			want(mode == wire.Modified)
+			c.mapped[n][act.Page] = wire.Shared
+			fmt.Fprintf(&c.log, "protect %d\n", act.Page)
+		case OpUnmap:
+			want(mode != wire.None)
+			c.mapped[n][act.Page] = wire.None
+			fmt.Fprintf(&c.log, "unmap %d\n", act.Page)
+		case OpDiscard:
+			want(mode == wire.None && !a.isHome(act.Page))
+			fmt.Fprintf(&c.log, "discard %d\n", act.Page)
+		case OpInstall:
+			want(mode == wire.None)
+			c.mapped[n][act.Page] = act.Mode
+			from := fmt.Sprintf("slot %d", act.Slot)
+			if a.isHome(act.Page) {
+				from = "home frame"
+			}
+			if act.Msg.Flags == wire.FlagZero {
+				from += ", zeroed"
+			}
+			fmt.Fprintf(&c.log, "install %d in %v from %s\n", act.Page, act.Mode, from)
+		case OpZeroFrame:
+			want(mode == wire.None && a.isHome(act.Page))
+			fmt.Fprintf(&c.log, "zero home frame %d\n", act.Page)
+		case OpUnprotect:
+			want(mode == wire.Shared)
+			c.mapped[n][act.Page] = wire.Modified
+			fmt.Fprintf(&c.log, "unprotect %d\n", act.Page)
+		case OpWake:
+			want(mode == act.Mode)
+			fmt.Fprintf(&c.log, "wake %d, in %v\n", act.Page, act.Mode)
+		default:
+			fmt.Fprintf(&c.log, "action %d!\n", act.Op)
+		}
+	}
+	a.Clear()
+}
+
+func describe(m *wire.Message) string {
+	s := fmt.Sprintf("%v page %d for %d.%d slot %d", m.Kind, m.Page, m.Requester, m.Txn, m.Slot)
+	if m.Kind == wire.Grant {
+		s += fmt.Sprintf(" in %v", m.Mode)
+	}
+	if m.Acks > 0 {
+		s += fmt.Sprintf(" after acks of %s", nodesOf(m.Args[1]))
+	}
+	if m.Args[0] != 0 {
+		s += fmt.Sprintf(" tenure %d", m.Args[0])
+	}
+	return s
+}
+
+func nodesOf(set uint64) string {
+	var s []string
+	for ; set != 0; set &= set - 1 {
+		s = append(s, fmt.Sprint(bits.TrailingZeros64(set)))
+	}
+	return strings.Join(s, ",")
+}
+
+func (c *cluster) fault(n int, page wire.PFN, write bool) Status {
+	s := c.agents[n].Fault(c.now, page, write)
+	c.perform(n)
+	return s
+}
+
+// step hands a message to a node without a link.
+func (c *cluster) step(to int, m *wire.Message) Status {
+	s := c.agents[to].Step(c.now, m)
+	c.perform(to)
+	return s
+}
+
+// deliver delivers the oldest message of a link.
+func (c *cluster) deliver(from, to int) (wire.Message, Status) {
+	m := c.links[from][to][0]
+	c.links[from][to] = c.links[from][to][1:]
+	return m, c.step(to, &m)
+}
+
+// tick lets time pass; every agent whose deadline it was is told.
+func (c *cluster) tick(now int64) {
+	c.now = now
+	for n, a := range c.agents {
+		if a.Next() <= now {
+			a.Tick(now)
+			c.perform(n)
+		}
+	}
+}
+
+// drain delivers, and lets time pass where all waits for it, until nothing is left to do.
+func (c *cluster) drain(each func(m wire.Message, s Status)) {
+	for {
+		busy := false
+		for from := range c.links {
+			for to := range c.links[from] {
+				for len(c.links[from][to]) > 0 {
+					busy = true
+					m, s := c.deliver(from, to)
+					each(m, s)
+				}
+			}
+		}
+		next := int64(never)
+		for _, a := range c.agents {
+			next = min(next, a.Next())
+		}
+		switch {
+		case busy:
+		case next == never:
+			return
+		default:
+			c.tick(max(next, c.now))
+		}
+	}
+}
+
+// problem checks what must always hold, as far as it can be seen without memory.
+func (c *cluster) problem(rest bool) string {
+	if i := strings.IndexByte(c.log.String(), '!'); i >= 0 {
+		return c.log.String()
+	}
+	home := c.agents[0]
+	for p := wire.PFN(0); p < home.total; p++ {
+		writers, readers := 0, 0
+		h := c.agents[home.homeOf(p)]
+		info, _ := h.Inspect(p)
+		for n, a := range c.agents {
+			m := c.mapped[n][p]
+			switch m {
+			case wire.Modified:
+				writers++
+			case wire.Shared:
+				readers++
+			}
+			if a.Mode(p) != m {
+				return fmt.Sprintf("node %d has page %d in %v, its agent thinks %v", n, p, m, a.Mode(p))
+			}
+			mine, _ := a.Inspect(p)
+			if rest && (mine.Waiting || mine.Deferred || mine.Busy || mine.Queue > 0) {
+				return fmt.Sprintf("node %d, page %d at rest: %+v", n, p, mine)
+			}
+			right := wire.None
+			if info.Shared && info.Sharers>>n&1 == 1 {
+				right = wire.Shared
+			} else if !info.Shared && int(info.Owner) == n {
+				right = wire.Modified
+			}
+			if m != right && rest || m > right && !info.Busy {
+				return fmt.Sprintf("node %d has page %d in %v, the directory gives it %v", n, p, m, right)
+			}
+		}
+		if writers > 1 || writers == 1 && readers > 0 {
+			return fmt.Sprintf("page %d has %d writers and %d readers", p, writers, readers)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,522 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ironspan/engine/wire"
+	"ironspan/fastpath/fabric"
+	"ironspan/kvmhost"
+	"ironspan/kvmhost/apic"
+)
+
+// platformNode is the node with the platform's devices: the IOAPIC, the serial port, the clock.
+const platformNode wire.NodeID = 0
+
+const (
+	// outboxDepth is how many messages a producer may have waiting for the lane's thread. A vCPU has at
+	// most one access under way and sends an IPI in one exit, so it meets the bound only when it sends
+	// faster than the lane can; then it waits.
+	outboxDepth = 64
+
+	// laneBatch is the number of messages taken from the fabric in one poll.
+	laneBatch = 32
+
+	// driftEvery is the time between two clock samples while the VM runs.
+	driftEvery = time.Second
+
+	// laneSpin is how long an idle lane polls before it sleeps, where it may poll at all.
+	laneSpin = 50 * time.Microsecond
+)
+
+// laneHandler is what the machine lane needs of its node. Its methods are called on the lane's thread and must
+// not block.
+type laneHandler interface {
+	// deliver gives a message of another node to the local APICs that it names.
+	deliver(m apic.Message)
+	// access performs a port or MMIO access of another node's vCPU on this node's devices.
+	access(port bool, addr uint64, data []byte, write bool) bool
+	// eoi tells the IOAPIC that a level-triggered interrupt has been serviced.
+	eoi(vector uint8)
+	// fabricLost reports a peer whose connection failed, once for each.
+	fabricLost(err *fabric.PeerError)
+}
+
+// letter is a message on its way to the lane's thread.
+type letter struct {
+	peer wire.NodeID
+	msg  wire.Message
+}
+
+// outbox is a ring of messages from one producer to the lane's thread. The producer alone writes entries and
+// tail, the lane's thread alone writes head; an entry is written before the tail that covers it.
+type outbox struct {
+	entries [outboxDepth]letter
+	head    atomic.Uint32
+	_       [60]byte
+	tail    atomic.Uint32
+	_       [60]byte
+}
+
+// push adds a message and reports whether there was room.
+func (o *outbox) push(peer wire.NodeID, m *wire.Message) bool {
+	t := o.tail.Load()
+	if t-o.head.Load() == outboxDepth {
+		return false
+	}
+	o.entries[t%outboxDepth] = letter{peer, *m}
+	o.tail.Store(t + 1)
+	return true
+}
+
+// waiter is a vCPU that waits for the answer to an access. The vCPU's thread writes seq before it sends; the
+// lane's thread writes data and ok before it signals.
+type waiter struct {
+	event int // eventfd, one count for each answer
+	seq   atomic.Uint32
+	data  atomic.Uint64
+	ok    atomic.Bool
+}
+
+// laneConfig is what a lane is made of.
+type laneConfig struct {
+	self     wire.NodeID
+	nodes    int
+	epoch    wire.Epoch
+	endpoint fabric.Endpoint
+	handler  laneHandler
+	nodeOf   func(apicID uint32) (wire.NodeID, bool)
+	vcpus    int  // local ones
+	spin     bool // poll before sleeping
+	cpu      int  // to pin the thread to, or -1
+}
+
+// lane is a node's machine lane: interrupts, port and MMIO accesses and clock samples between nodes. One thread
+// owns the endpoint; vCPUs hand it messages through an outbox each, without a lock, and others share one.
+type lane struct {
+	cfg laneConfig
+
+	out     []outbox // one for each vCPU
+	waiters []waiter // one for each vCPU
+
+	// What device threads send, the lane's own among them when it performs an access: rare, so a lock will do,
+	// and never bounded, because the lane's thread must not wait for itself.
+	shared struct {
+		sync.Mutex
+		some    atomic.Bool // letters is not empty
+		letters []letter
+	}
+	spare []letter // the lane's: shared.letters' other buffer
+
+	wake     int // eventfd that ends the thread's sleep
+	sleeping atomic.Bool
+	stopped  atomic.Bool
+	running  atomic.Bool // start was called
+	done     chan struct{}
+
+	clock clock
+
+	// Counters, written by the lane's thread only, except sentIPIs and accesses, which vCPUs add to.
+	dropped  atomic.Uint64
+	sentIPIs atomic.Uint64
+	accesses atomic.Uint64
+	posted   atomic.Uint64
+	recvIPIs atomic.Uint64
+	served   atomic.Uint64
+}
+
+func newLane(cfg laneConfig) (*lane, error) {
+	l := &lane{cfg: cfg, out: make([]outbox, cfg.vcpus), waiters: make([]waiter, cfg.vcpus), done: make(chan struct{}), wake: -1}
+	for i := range l.waiters {
+		l.waiters[i].event = -1
+	}
+	var err error
+	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("engine: eventfd: %w", err)
+	}
+	for i := range l.waiters {
+		if l.waiters[i].event, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+			l.close()
+			return nil, fmt.Errorf("engine: eventfd: %w", err)
+		}
+	}
+	l.clock.init()
+	return l, nil
+}
+
+// start runs the lane's thread.
+func (l *lane) start() {
+	l.running.Store(true)
+	go func() {
+		defer close(l.done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		restore := pinThread(l.cfg.cpu)
+		defer restore()
+		l.run()
+	}()
+}
+
+// halt ends every wait of a vCPU and lets the thread run out. It does not wait for it, and may be called more
+// than once.
+func (l *lane) halt() {
+	l.stopped.Store(true)
+	signal(l.wake)
+	for i := range l.waiters {
+		signal(l.waiters[i].event)
+	}
+}
+
+// wait returns when the lane's thread has ended, after halt. A lane that never started has no thread.
+func (l *lane) wait() {
+	if l.running.Load() {
+		<-l.done
+	}
+}
+
+// close frees what the lane holds. The thread must have ended, and no vCPU may be running.
+func (l *lane) close() {
+	for i := range l.waiters {
+		if l.waiters[i].event >= 0 {
+			unix.Close(l.waiters[i].event)
+		}
+	}
+	if l.wake >= 0 {
+		unix.Close(l.wake)
+	}
+}
+
+func (l *lane) run() {
+	var in [laneBatch]wire.Message
+	ep := l.cfg.endpoint
+	idleSince := time.Now()
+	for !l.stopped.Load() {
+		n, perr := ep.Poll(in[:])
+		if perr != nil {
+			l.cfg.handler.fabricLost(perr)
+		}
+		for i := range in[:n] {
+			l.handle(&in[i])
+		}
+		sent := l.drain()
+		now := time.Now()
+		if l.clock.due(now) {
+			l.ping(now)
+			sent++
+		}
+		ep.Flush()
+		if n+sent > 0 || perr != nil {
+			idleSince = now
+			continue
+		}
+		if l.cfg.spin && now.Sub(idleSince) < laneSpin {
+			continue
+		}
+		l.sleep(now)
+		idleSince = time.Now()
+	}
+}
+
+// sleep waits for a message, an outbox, or the next clock sample. Whoever fills an outbox looks at sleeping
+// afterwards, and it is set here before the outboxes are looked at again: one of the two sees the other.
+func (l *lane) sleep(now time.Time) {
+	l.sleeping.Store(true)
+	defer l.sleeping.Store(false)
+	if l.waiting() || l.stopped.Load() || l.cfg.endpoint.Arm() {
+		return
+	}
+	fds := [...]unix.PollFd{
+		{Fd: int32(l.wake), Events: unix.POLLIN},
+		{Fd: int32(l.cfg.endpoint.FD()), Events: unix.POLLIN},
+	}
+	ts := unix.NsecToTimespec(int64(l.clock.wait(now)))
+	if _, err := unix.Ppoll(fds[:], &ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
+		panic(fmt.Sprintf("engine: ppoll on the machine lane: %v", err)) // only a closed descriptor gives that
+	}
+	if fds[0].Revents != 0 {
+		drainEvent(l.wake)
+	}
+}
+
+func (l *lane) waiting() bool {
+	for i := range l.out {
+		if l.out[i].head.Load() != l.out[i].tail.Load() {
+			return true
+		}
+	}
+	return l.shared.some.Load()
+}
+
+// drain sends what the outboxes hold and returns how many messages that were.
+func (l *lane) drain() (sent int) {
+	for i := range l.out {
+		o := &l.out[i]
+		h, t := o.head.Load(), o.tail.Load()
+		for ; h != t; h++ {
+			e := &o.entries[h%outboxDepth]
+			l.cfg.endpoint.Send(e.peer, &e.msg)
+			sent++
+		}
+		o.head.Store(h)
+	}
+	if !l.shared.some.Load() {
+		return sent
+	}
+	l.shared.Lock()
+	letters := l.shared.letters
+	l.shared.letters = l.spare[:0]
+	l.shared.some.Store(false)
+	l.shared.Unlock()
+	for i := range letters {
+		l.cfg.endpoint.Send(letters[i].peer, &letters[i].msg)
+	}
+	l.spare = letters
+	return sent + len(letters)
+}
+
+// post hands a message to the lane's thread on behalf of a vCPU, or of a device if vcpu is negative. A vCPU that
+// finds its outbox full waits for the lane: that is the back pressure of a guest which sends interrupts faster
+// than the fabric takes them.
+func (l *lane) post(vcpu int, peer wire.NodeID, m *wire.Message) {
+	m.From, m.Epoch = l.cfg.self, l.cfg.epoch
+	if vcpu < 0 {
+		l.shared.Lock()
+		l.shared.letters = append(l.shared.letters, letter{peer, *m})
+		l.shared.some.Store(true)
+		l.shared.Unlock()
+		l.rouse()
+		return
+	}
+	for !l.out[vcpu].push(peer, m) {
+		if l.stopped.Load() {
+			return
+		}
+		l.rouse()
+		runtime.Gosched()
+	}
+	l.rouse()
+}
+
+func (l *lane) rouse() {
+	if l.sleeping.Load() && l.sleeping.CompareAndSwap(true, false) {
+		signal(l.wake)
+	}
+}
+
+// sendInterrupt sends an interrupt message of a vCPU, or of a device if vcpu is negative, to every other node that
+// may hold one of its destinations.
+func (l *lane) sendInterrupt(vcpu int, a apic.Message) {
+	m := wire.Message{Kind: wire.IPI, Args: packInterrupt(a)}
+	if a.Shorthand == apic.NoShorthand && !a.Logical && a.Dest != apic.Broadcast {
+		node, ok := l.cfg.nodeOf(a.Dest)
+		if !ok || node == l.cfg.self {
+			return // nobody has that APIC ID: as on hardware, the message is lost
+		}
+		l.sentIPIs.Add(1)
+		l.post(vcpu, node, &m)
+		return
+	}
+	for n := range l.cfg.nodes {
+		if node := wire.NodeID(n); node != l.cfg.self {
+			l.sentIPIs.Add(1)
+			l.post(vcpu, node, &m)
+		}
+	}
+}
+
+// sendEOI tells the IOAPIC's node about the end of a level-triggered interrupt.
+func (l *lane) sendEOI(vcpu int, vector uint8) {
+	l.post(vcpu, platformNode, &wire.Message{Kind: wire.EOI, Args: [4]uint64{uint64(vector)}})
+}
+
+const (
+	accessWrite = 1 << 8 // in Args[1], above the size
+	accessPort  = 1 << 9
+)
+
+// remoteAccess performs an access of a local vCPU on the platform's node. Writes are posted: they need no
+// answer, and the queue pair keeps them in order with the reads that follow. A read blocks the vCPU's thread
+// until the answer is there, and returns false when no device answered or the lane is halted.
+func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write bool) bool {
+	if l.cfg.self == platformNode {
+		return false
+	}
+	w := &l.waiters[vcpu]
+	seq := w.seq.Add(1)
+	m := wire.Message{Kind: wire.Access, Txn: uint32(vcpu), Slot: seq}
+	m.Args[0], m.Args[1] = addr, uint64(len(data))
+	if port {
+		m.Args[1] |= accessPort
+	}
+	if write {
+		m.Args[1] |= accessWrite
+		m.Args[2] = littleEndian(data)
+		l.posted.Add(1)
+		l.post(vcpu, platformNode, &m)
+		return true
+	}
+	l.accesses.Add(1)
+	l.post(vcpu, platformNode, &m)
+	for !l.stopped.Load() {
+		awaitEvent(w.event)
+		if l.stopped.Load() {
+			break
+		}
+		putLittleEndian(data, w.data.Load())
+		return w.ok.Load()
+	}
+	return false
+}
+
+// handle acts on one message of a peer. Everything in it is checked here: a peer that sends nonsense is counted
+// and otherwise ignored.
+func (l *lane) handle(m *wire.Message) {
+	if m.Epoch != l.cfg.epoch || int(m.From) >= l.cfg.nodes || m.From == l.cfg.self {
+		l.dropped.Add(1)
+		return
+	}
+	ok := false
+	switch m.Kind {
+	case wire.IPI:
+		var a apic.Message
+		if a, ok = unpackInterrupt(m.Args); ok {
+			l.recvIPIs.Add(1)
+			l.cfg.handler.deliver(a)
+		}
+	case wire.Access:
+		ok = l.serve(m)
+	case wire.AccessAck:
+		ok = l.answered(m)
+	case wire.EOI:
+		if ok = m.Args[0] <= 0xff && l.cfg.self == platformNode; ok {
+			l.cfg.handler.eoi(uint8(m.Args[0]))
+		}
+	case wire.Ping:
+		ok = true
+		pong := wire.Message{Kind: wire.Pong, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: m.Txn}
+		pong.Args[0] = m.Args[0]
+		pong.Args[1] = uint64(int64(kvmhost.HostTSC()) + l.clock.offset.Load())
+		l.cfg.endpoint.Send(m.From, &pong)
+	case wire.Pong:
+		ok = m.From == platformNode && l.clock.pong(m, kvmhost.HostTSC())
+	}
+	if !ok {
+		l.dropped.Add(1)
+	}
+}
+
+// serve performs another node's access and answers a read.
+func (l *lane) serve(m *wire.Message) bool {
+	size := m.Args[1] & 0xff
+	port := m.Args[1]&accessPort != 0
+	if l.cfg.self != platformNode || m.Args[1]&^uint64(0xff|accessPort|accessWrite) != 0 ||
+		(size != 1 && size != 2 && size != 4 && size != 8) || port && (m.Args[0] > 0xffff || size == 8) {
+		return false
+	}
+	l.served.Add(1)
+	var buf [8]byte
+	data := buf[:size]
+	if m.Args[1]&accessWrite != 0 {
+		putLittleEndian(data, m.Args[2])
+		l.cfg.handler.access(port, m.Args[0], data, true)
+		return true
+	}
+	ack := wire.Message{Kind: wire.AccessAck, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: m.Txn, Slot: m.Slot}
+	if l.cfg.handler.access(port, m.Args[0], data, false) {
+		ack.Args[0], ack.Args[1] = littleEndian(data), 1
+	}
+	l.cfg.endpoint.Send(m.From, &ack)
+	return true
+}
+
+// answered takes the answer to a read to the vCPU that waits for it.
+func (l *lane) answered(m *wire.Message) bool {
+	if m.From != platformNode || uint64(m.Txn) >= uint64(len(l.waiters)) {
+		return false
+	}
+	w := &l.waiters[m.Txn]
+	if w.seq.Load() != m.Slot {
+		return false
+	}
+	w.seq.Add(1) // a repeated answer finds nobody
+	w.data.Store(m.Args[0])
+	w.ok.Store(m.Args[1] == 1)
+	signal(w.event)
+	return true
+}
+
+// ping sends the next clock sample.
+func (l *lane) ping(now time.Time) {
+	m := wire.Message{Kind: wire.Ping, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: l.clock.sent(now)}
+	m.Args[0] = kvmhost.HostTSC()
+	l.cfg.endpoint.Send(platformNode, &m)
+}
+
+// syncClock measures this node's guest TSC offset against the platform's node and sets it. It returns the offset
+// and the round trip of the best sample, in TSC ticks; half the round trip bounds the offset's error.
+func (l *lane) syncClock(ctx context.Context) (offset int64, roundTrip uint64, err error) {
+	l.clock.begin()
+	l.rouse()
+	signal(l.wake) // the thread may be asleep without a deadline
+	select {
+	case <-l.clock.synced:
+	case <-l.done:
+		return 0, 0, errors.New("engine: the machine lane ended while clocks were compared")
+	case <-ctx.Done():
+		return 0, 0, fmt.Errorf("engine: node %d did not answer clock samples: %w", platformNode, context.Cause(ctx))
+	}
+	return l.clock.offset.Load(), l.clock.best.Load(), nil
+}
+
+// packInterrupt lays an interrupt message out in the words of an IPI message.
+func packInterrupt(a apic.Message) [4]uint64 {
+	w := uint64(a.Vector) | uint64(a.Mode)<<8 | uint64(a.Shorthand)<<16
+	if a.Logical {
+		w |= 1 << 24
+	}
+	if a.Level {
+		w |= 1 << 25
+	}
+	if a.Trigger {
+		w |= 1 << 26
+	}
+	return [4]uint64{uint64(a.Dest), w, uint64(a.Source)}
+}
+
+// unpackInterrupt is the inverse of packInterrupt, for words off the wire.
+func unpackInterrupt(args [4]uint64) (apic.Message, bool) {
+	w := args[1]
+	a := apic.Message{
+		Dest:      uint32(args[0]),
+		Logical:   w&(1<<24) != 0,
+		Mode:      apic.DeliveryMode(w >> 8),
+		Vector:    uint8(w),
+		Level:     w&(1<<25) != 0,
+		Trigger:   w&(1<<26) != 0,
+		Shorthand: apic.Shorthand(w >> 16),
+		Source:    uint32(args[2]),
+	}
+	ok := args[0]>>32 == 0 && args[2]>>32 == 0 && args[3] == 0 && w>>27 == 0 &&
+		a.Mode <= apic.ExtINT && a.Shorthand <= apic.AllExcludingSelf
+	return a, ok
+}
+
+func littleEndian(b []byte) (v uint64) {
+	for i := len(b) - 1; i >= 0; i-- {
+		v = v<<8 | uint64(b[i])
+	}
+	return v
+}
+
+func putLittleEndian(b []byte, v uint64) {
+	for i := range b {
+		b[i] = byte(v >> (8 * i))
+	}
+}

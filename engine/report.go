@@ -1,0 +1,131 @@
+package engine
+
+import (
+	"time"
+
+	"ironspan/engine/coherence"
+	"ironspan/engine/control"
+	"ironspan/engine/spec"
+	"ironspan/engine/wire"
+	"ironspan/fastpath"
+	"ironspan/fastpath/fabric"
+	"ironspan/kvmhost"
+)
+
+// hotReported is the number of hot pages in a report.
+const hotReported = 20
+
+// report collects what the parts have counted. It may be called from the moment n.memory is there.
+func (n *node) report() *control.Report {
+	r := &control.Report{
+		Node: n.self, Name: n.me().Name, Seconds: n.seconds(),
+		Faults: map[string]control.Latency{}, Verbs: map[string]control.Ops{}, Exits: map[string]uint64{},
+		Counters: map[string]uint64{},
+	}
+	if !n.ready.Load() {
+		return r
+	}
+	latency := map[string]fastpath.HistogramSnapshot{}
+	for _, s := range n.memory.shards {
+		snap := s.Snapshot()
+		for kind, h := range snap.Latency {
+			sum := latency[kind]
+			sum.Merge(h)
+			latency[kind] = sum
+		}
+		addAgent(r.Counters, &snap.Agent)
+		r.Counters["faults"] += snap.Faults
+		r.Counters["zero_pages_sent"] += snap.ZeroPages
+		r.Counters["shard_sleeps"] += snap.Sleeps
+		for _, h := range snap.Hot {
+			if len(r.HotPages) < hotReported {
+				r.HotPages = append(r.HotPages, control.HotPage{
+					Page: h.Page, GPA: spec.PFNToGPA(h.Page), Moves: h.Moves, TenureNS: uint64(h.Tenure),
+				})
+			}
+		}
+	}
+	for kind, h := range latency {
+		r.Faults[kind] = control.Latency{
+			Count: h.Count, P50NS: uint64(h.Quantile(0.5)), P99NS: uint64(h.Quantile(0.99)),
+			P999NS: uint64(h.Quantile(0.999)), MaxNS: h.Max,
+		}
+	}
+	for _, l := range n.memory.lanes {
+		for v := range fabric.Verbs {
+			c := &l.Stats().Posted[v]
+			o := r.Verbs[v.String()]
+			o.Ops += c.Ops.Load()
+			o.Bytes += c.Bytes.Load()
+			r.Verbs[v.String()] = o
+		}
+	}
+	n.reportVCPUs(r)
+	r.Counters["lane_ipis_sent"] = n.lane.sentIPIs.Load()
+	r.Counters["lane_ipis_received"] = n.lane.recvIPIs.Load()
+	r.Counters["lane_reads"] = n.lane.accesses.Load()
+	r.Counters["lane_writes"] = n.lane.posted.Load()
+	r.Counters["lane_served"] = n.lane.served.Load()
+	r.Counters["lane_dropped"] = n.lane.dropped.Load()
+	if n.self != platformNode {
+		khz := n.me().TSCKHz
+		r.Counters["clock_error_ns"] = uint64(kvmhost.TSCToNs(n.lane.clock.best.Load()/2, khz))
+		drift := n.lane.clock.drift.Load()
+		r.Counters["clock_drift_ns"] = uint64(kvmhost.TSCToNs(uint64(max(drift, -drift)), khz))
+	}
+	return r
+}
+
+func (n *node) reportVCPUs(r *control.Report) {
+	for i, id := range n.me().APICIDs {
+		stats := n.vm.Stats(i)
+		v := control.VCPUReport{APICID: id, Exits: map[string]uint64{}}
+		for _, c := range kvmhost.Counters() {
+			if stats[c] != 0 {
+				v.Exits[c.String()] = stats[c]
+				r.Exits[c.String()] += stats[c]
+			}
+		}
+		v.Online = n.self == platformNode && i == 0 || stats[kvmhost.StartupsTaken] > 0
+		r.VCPUs = append(r.VCPUs, v)
+	}
+}
+
+// seconds is how long the VM has been running here.
+func (n *node) seconds() float64 {
+	from := n.started.Load()
+	if from == 0 {
+		return 0
+	}
+	to := n.endedAt.Load()
+	if to == 0 {
+		to = time.Now().UnixNano()
+	}
+	return float64(to-from) / 1e9
+}
+
+// addAgent adds the protocol's counters.
+func addAgent(c map[string]uint64, s *coherence.Stats) {
+	c["read_faults"] += s.ReadFaults
+	c["write_faults"] += s.WriteFaults
+	c["upgrade_faults"] += s.UpgradeFaults
+	c["stale_faults"] += s.StaleFaults
+	c["follower_faults"] += s.FollowerFaults
+	c["upgrades_bare"] += s.UpgradesBare
+	c["upgrades_carried"] += s.UpgradesCarried
+	c["zero_grants"] += s.ZeroGrants
+	c["home_grants"] += s.HomeGrants
+	c["forwards"] += s.Forwards
+	c["invalidates"] += s.Invalidates
+	c["moves"] += s.Moves
+	c["ping_pongs"] += s.PingPongs
+	c["deferred"] += s.Deferred
+	c["deferred_ns"] += s.DeferredNs
+	c["pages_sent"] += s.PagesSent
+	for k := wire.CoherenceFirst; k <= wire.CoherenceLast; k++ {
+		c["sent_"+k.String()] += s.Sent[k]
+	}
+	for _, d := range s.Dropped {
+		c["messages_refused"] += d
+	}
+}

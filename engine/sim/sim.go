@@ -1,0 +1,268 @@
+// Package sim drives a cluster of coherence.Agents, the same objects that serve a real VM, through seeded
+// random runs, and checks after every step what must always hold.
+//
+// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair
+// and FIFO like a queue pair, whose random latencies let messages of different pairs overtake each other at
+// will. Each node performs its agent's actions as a driver would, with a page's bytes standing in as one
+// word: guest mappings, home frames, cached frames, receive slots, one-sided writes that land before the
+// message behind them. Virtual CPUs read and write at random, fault where their mapping does not let them,
+// and refault when they are woken; their fault events can be stale by the time the agent sees them.
+//
+// Everything that is random comes from the seed, so a failed run is replayed by its seed.
+package sim
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"ironspan/engine/coherence"
+	"ironspan/engine/wire"
+)
+
+// Access is one page that an operation touches.
+type Access struct {
+	Page  wire.PFN
+	Write bool
+}
+
+// Workload gives the n-th operation of a virtual CPU: pages that it needs all at the same time, as one
+// instruction does, and the time it computes before it. The slice is only used until the next call.
+type Workload func(rng *rand.Rand, node, vcpu, n int) (ops []Access, think time.Duration)
+
+// Config is a cluster and what happens to it.
+type Config struct {
+	Seed  uint64
+	Nodes int
+	Homes []coherence.Range // len(Homes) == Nodes
+
+	Shard, Shards int
+	StripeShift   uint
+	Slots         int
+	Tenure        coherence.Tenure
+	ReadAsWrite   bool
+
+	VCPUs    int // of each node
+	Ops      int // of each vCPU; 0: until Deadline
+	Workload Workload
+	Zeros    float64 // share of the writes that leave a page of zeros
+
+	// A message takes Latency[0] to Latency[1]; a fault takes FaultLatency to get to its agent, and a vCPU
+	// the same to get going again.
+	Latency      [2]time.Duration
+	FaultLatency time.Duration
+	Clogged      float64       // share of the links that are ten times slower
+	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
+	Deadline     time.Duration // simulated time after which the run is cut off
+}
+
+// Result is what a run did.
+type Result struct {
+	Events   int
+	Time     time.Duration // simulated
+	Ops      [][]int       // done, by node and vCPU
+	Faults   int
+	WorstNs  int64 // longest time from a request to its page
+	Kinds    Kinds // what the transactions cost
+	Stats    []coherence.Stats
+	HotPages []coherence.HotPage
+}
+
+// cluster is a run.
+type cluster struct {
+	cfg    Config
+	rng    *rand.Rand
+	now    int64
+	queue  events
+	seq    uint64
+	nodes  []*node
+	links  [][]link
+	truth  map[wire.PFN]uint64 // what a read of the page has to see
+	last   uint64              // last value written
+	busy   int                 // vCPUs that are not done
+	costs  costs
+	result Result
+	err    error
+}
+
+type link struct {
+	arrival int64 // of the last packet: no later one arrives before
+	slow    int64
+}
+
+// event is something that happens at a time. Exactly one of the fields below node is meant, by what.
+type event struct {
+	at   int64
+	seq  uint64 // events of the same time happen in the order in which they were planned
+	what what
+	node int
+	vcpu int
+	page wire.PFN
+	flag bool   // fault: write; land: into the home frame
+	slot uint32 // land
+	val  uint64 // land
+	from *node  // land: whose home frame is read only now
+	msg  wire.Message
+}
+
+type what uint8
+
+const (
+	evRun     what = iota // a vCPU goes on
+	evFault               // the agent learns of a fault
+	evLand                // a one-sided write arrives
+	evMessage             // a message arrives
+	evTick                // the agent's deadline
+)
+
+// Run does what cfg says. An error is a violation of an invariant.
+func Run(cfg Config) (*Result, error) {
+	c := &cluster{
+		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x1f0a5)), truth: map[wire.PFN]uint64{},
+		costs: costs{open: map[costKey]*cost{}, now: map[askKey]*cost{}},
+	}
+	for n := range cfg.Nodes {
+		if err := c.addNode(n); err != nil {
+			return nil, err
+		}
+	}
+	for range cfg.Nodes {
+		row := make([]link, cfg.Nodes)
+		for i := range row {
+			row[i].slow = 1
+			if c.rng.Float64() < cfg.Clogged {
+				row[i].slow = 10
+			}
+		}
+		c.links = append(c.links, row)
+	}
+	c.loop()
+	c.result.Time = time.Duration(c.now)
+	for _, n := range c.nodes {
+		ops := make([]int, len(n.vcpus))
+		for i := range n.vcpus {
+			ops[i] = n.vcpus[i].done
+		}
+		c.result.Ops = append(c.result.Ops, ops)
+		c.result.Stats = append(c.result.Stats, *n.agent.Stats())
+		c.result.HotPages = n.agent.HotPages(c.result.HotPages, 32)
+	}
+	c.result.Kinds = c.costs.sum()
+	if c.err != nil {
+		return &c.result, fmt.Errorf("sim: at %v, event %d: %w", time.Duration(c.now), c.result.Events, c.err)
+	}
+	return &c.result, nil
+}
+
+func (c *cluster) loop() {
+	deadline := int64(math.MaxInt64)
+	if c.cfg.Deadline > 0 {
+		deadline = int64(c.cfg.Deadline)
+	}
+	for c.err == nil {
+		e, ok := c.queue.pop()
+		if !ok {
+			c.checkAtRest()
+			return
+		}
+		if e.at > deadline {
+			if c.cfg.Ops > 0 {
+				c.fail("%d vcpus are not done at the deadline: live-lock", c.busy)
+			}
+			return
+		}
+		c.now = e.at
+		c.result.Events++
+		n := c.nodes[e.node]
+		switch e.what {
+		case evRun:
+			c.run(n, e.vcpu)
+		case evFault:
+			c.fault(n, e.page, e.flag)
+		case evLand:
+			c.land(n, &e)
+		case evMessage:
+			c.message(n, &e.msg)
+		case evTick:
+			n.tickAt = math.MaxInt64
+			n.agent.Tick(c.now)
+			c.perform(n)
+		}
+	}
+}
+
+// fail notes the first violation.
+func (c *cluster) fail(format string, args ...any) {
+	if c.err == nil {
+		c.err = fmt.Errorf(format, args...)
+	}
+}
+
+// between returns a random time from lo to hi.
+func (c *cluster) between(lo, hi time.Duration) int64 {
+	if hi <= lo {
+		return int64(lo)
+	}
+	return int64(lo) + c.rng.Int64N(int64(hi-lo)+1)
+}
+
+func (c *cluster) plan(delay int64, e event) {
+	e.at = c.now + delay
+	e.seq = c.seq
+	c.seq++
+	c.queue.push(e)
+}
+
+// transmit puts a packet on a link: it arrives in its time, but not before the one before it.
+func (c *cluster) transmit(from, to int, e event) {
+	l := &c.links[from][to]
+	at := max(c.now+c.between(c.cfg.Latency[0], c.cfg.Latency[1])*l.slow, l.arrival)
+	l.arrival = at
+	e.node = to
+	c.plan(at-c.now, e)
+}
+
+// events is a heap by time and order of planning.
+type events []event
+
+func (h events) less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+}
+
+func (h *events) push(e event) {
+	*h = append(*h, e)
+	for i := len(*h) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !h.less(i, up) {
+			break
+		}
+		(*h)[i], (*h)[up] = (*h)[up], (*h)[i]
+		i = up
+	}
+}
+
+func (h *events) pop() (event, bool) {
+	if len(*h) == 0 {
+		return event{}, false
+	}
+	top := (*h)[0]
+	n := len(*h) - 1
+	(*h)[0] = (*h)[n]
+	*h = (*h)[:n]
+	for i := 0; ; {
+		c := 2*i + 1
+		if c >= n {
+			break
+		}
+		if c+1 < n && h.less(c+1, c) {
+			c++
+		}
+		if !h.less(c, i) {
+			break
+		}
+		(*h)[i], (*h)[c] = (*h)[c], (*h)[i]
+		i = c
+	}
+	return top, true
+}

@@ -1,0 +1,44 @@
+// Package rdma carries a lane over RDMA: it implements [fabric.Lane] with one reliable-connection queue pair
+// for each peer, on package verbs.
+//
+// An [Adapter] is an open device with its protection domain and the registration of the node's home frames,
+// which all lanes of the node share; a [Lane] has its own completion queue and channel, and for each peer a
+// queue pair.
+//
+// # Messages
+//
+// A message is a SEND of 64 bytes, inline, into a receive that the peer posted beforehand. The immediate
+// data of the SEND returns credits:
+//
+//	bits  0-15  receives posted again since the last message of this direction
+//	bit     16  goodbye: the sender closes its end; nothing follows
+//	bits 17-31  zero
+//
+// A SEND without bytes carries credits (or goodbye) only.
+//
+// # Credits
+//
+// A sender has as many credits as the peer posted receives for messages ([Options].Depth); a message takes
+// one. The receiver posts a receive again as soon as Poll has copied the message out, and returns the credit
+// with its next message, or, when half of them are due, by a SEND of its own. Those take no credit but one of
+// a few receives on top: two can be under way before the peer has taken the first, because it needs the
+// credits of the first to send what makes the third due. So a receive is always there and the
+// transport's receiver-not-ready path is never taken.
+//
+// What finds no credit, no room in the send queue or others waiting before it, waits in a ring of fixed
+// size and goes out, in order, when Poll sees credits or completions arrive. The ring's overflow loses the
+// peer: nothing waits without bound.
+//
+// # Pages
+//
+// WritePage is an RDMA WRITE straight from this node's registered frame, WriteBytes one from a bounce page.
+// A later Send to the same peer is behind it on the same queue pair, so its arrival proves the page's. Only
+// every so many-th request asks for a completion; it frees the bounce pages and the queue's slots of all
+// before it. A destination outside of what the peer offered loses the peer before anything is posted.
+//
+// # Loss of a peer
+//
+// A failed completion (the peer did not acknowledge within the bound of [verbs.Retry]), a garbled message, a
+// goodbye, or an overflow loses the peer: its queue pair goes to ERR, which also ends its access to this
+// node's memory.
+package rdma

@@ -1,0 +1,212 @@
+package rdma
+
+import (
+	"ironspan/engine/wire"
+	"ironspan/fastpath/fabric"
+	"ironspan/verbs"
+)
+
+// Poll hands out messages, notes completions, posts the receives anew and goes on with what waits.
+func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
+	if l.armed {
+		l.armed = false
+		if _, err := l.ch.Drain(); err != nil {
+			l.loseAll(err)
+		}
+	}
+	for n < len(ms) {
+		if l.wcAt == l.wcEnd {
+			// No more than fit: each completion is one message at most.
+			got, err := l.cq.Poll(l.wcs[:min(len(ms)-n, len(l.wcs))])
+			if err != nil {
+				l.loseAll(err)
+			}
+			if l.wcAt, l.wcEnd = 0, got; got == 0 {
+				break
+			}
+		}
+		w := &l.wcs[l.wcAt]
+		l.wcAt++
+		if l.complete(w, &ms[n]) {
+			n++
+		}
+	}
+	l.goOn()
+	l.stats.Received.Ops.Add(uint64(n))
+	l.stats.Received.Bytes.Add(uint64(n) * wire.Size)
+	if len(l.lost) > 0 {
+		lost = l.lost[0]
+		copy(l.lost, l.lost[1:])
+		l.lost = l.lost[:len(l.lost)-1]
+	}
+	return n, lost
+}
+
+// Arm asks for an event at the next completion, and looks whether one is there already.
+func (l *Lane) Arm() bool {
+	if l.wcAt != l.wcEnd || len(l.lost) > 0 {
+		return true
+	}
+	if err := l.cq.Arm(); err != nil {
+		l.loseAll(err)
+		return true
+	}
+	l.armed = true
+	n, err := l.cq.Poll(l.wcs)
+	if err != nil {
+		l.loseAll(err)
+		return true
+	}
+	if l.wcAt, l.wcEnd = 0, n; n > 0 {
+		return true
+	}
+	l.stats.Armed.Add(1)
+	return false
+}
+
+// complete takes one completion; true if it was a message, decoded into m.
+func (l *Lane) complete(w *verbs.WC, m *wire.Message) bool {
+	k := &l.links[w.ID>>idPeerShift]
+	if k.state != linkUp {
+		return false // flushed behind the loss
+	}
+	if w.ID&idRecv == 0 {
+		if w.Status != verbs.StatusSuccess {
+			l.lose(k, "send", w.Err("send"))
+			return false
+		}
+		l.sent(k, uint32(w.ID&idMask))
+		return false
+	}
+	if w.Status != verbs.StatusSuccess {
+		l.lose(k, "poll", w.Err("receive"))
+		return false
+	}
+	return l.received(k, w, m)
+}
+
+// sent notes that the first upTo requests are over.
+func (l *Lane) sent(k *link, upTo uint32) {
+	if upTo-k.finished > k.posted-k.finished {
+		return // not one of ours
+	}
+	k.finished = upTo
+	k.pagesDone = k.pagesBy[upTo%uint32(len(k.pagesBy))]
+	l.note(k)
+}
+
+// received takes what arrived in a receive buffer and posts it again.
+func (l *Lane) received(k *link, w *verbs.WC, m *wire.Message) bool {
+	buf := uint32(w.ID & idMask)
+	credits := int(w.Imm & immCredits)
+	switch {
+	case w.Flags&verbs.WithImm == 0 || w.Opcode != verbs.OpRecv || w.Imm&^(immCredits|immGoodbye) != 0 ||
+		k.credits+credits > k.most || w.Len != 0 && w.Len != wire.Size:
+		l.lose(k, "poll", fabric.ErrGarbled)
+		return false
+	case w.Imm&immGoodbye != 0:
+		l.lose(k, "closed", fabric.ErrPeerClosed)
+		return false
+	}
+	k.credits += credits
+	if w.Len != 0 {
+		at := k.recvAt + uint64(buf)*recvSize
+		if m.Decode(l.mem.Bytes()[at:at+wire.Size]) != nil || m.From != k.id {
+			l.lose(k, "poll", fabric.ErrGarbled)
+			return false
+		}
+		k.owed++
+	}
+	k.recvs.Add(k.recvID(buf), l.recvSGE(k, buf))
+	l.note(k)
+	return w.Len != 0
+}
+
+// note remembers that the present Poll has to go on with k.
+func (l *Lane) note(k *link) {
+	if !k.busy {
+		k.busy = true
+		l.busy = append(l.busy, k.id)
+	}
+}
+
+// goOn posts receives anew, before the credits for them leave, and then what may go out now.
+func (l *Lane) goOn() {
+	for _, id := range l.busy {
+		k := &l.links[id]
+		k.busy = false
+		if k.state != linkUp {
+			continue
+		}
+		if k.recvs.Len() > 0 {
+			if _, err := k.recvs.Post(); err != nil {
+				l.lose(k, "poll", err)
+				continue
+			}
+		}
+		l.pump(k)
+		l.emitCredits(k) // without room, the completion that makes some brings us back here
+	}
+	l.busy = l.busy[:0]
+	if len(l.dirty) > 0 {
+		l.Flush()
+	}
+}
+
+// reap rings the doorbells and looks once for completions that free bounce pages of k; what else it finds
+// waits for Poll. It says whether k has a free page.
+func (l *Lane) reap(k *link) bool {
+	l.Flush()
+	if l.wcAt > 0 { // make room behind what waits
+		l.wcEnd = copy(l.wcs, l.wcs[l.wcAt:l.wcEnd])
+		l.wcAt = 0
+	}
+	if l.wcEnd < len(l.wcs) {
+		from := l.wcEnd
+		n, err := l.cq.Poll(l.wcs[from:])
+		if err != nil {
+			l.loseAll(err)
+			return false
+		}
+		l.wcEnd = from + n
+	}
+	keep := 0
+	for i := range l.wcEnd {
+		w := l.wcs[i]
+		if w.ID&idRecv == 0 && w.Status == verbs.StatusSuccess {
+			if o := &l.links[w.ID>>idPeerShift]; o.state == linkUp {
+				l.sent(o, uint32(w.ID&idMask))
+			}
+			continue
+		}
+		l.wcs[keep] = w
+		keep++
+	}
+	l.wcEnd = keep
+	return k.pagesUsed-k.pagesDone < uint32(l.opt.Bounce)
+}
+
+// lose ends the link with a peer, once: nothing goes there or comes from there any more.
+func (l *Lane) lose(k *link, op string, reason error) {
+	if k.state == linkLost {
+		return
+	}
+	k.state = linkLost
+	k.heldLen = 0
+	if k.qp != nil {
+		k.batch.Reset()
+		k.recvs.Reset()
+		_ = k.qp.Fail() // it ends the peer's access; if the device cannot, the link is no better for it
+	}
+	l.lost = append(l.lost, &fabric.PeerError{Peer: k.id, Op: op, Reason: reason})
+	l.stats.LostPeers.Add(1)
+}
+
+// loseAll ends all links: the device or the completion queue failed.
+func (l *Lane) loseAll(reason error) {
+	for i := range l.links {
+		if k := &l.links[i]; k.id != l.cfg.Self && k.state != linkLost {
+			l.lose(k, "poll", reason)
+		}
+	}
+}

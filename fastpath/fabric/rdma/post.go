@@ -1,0 +1,227 @@
+package rdma
+
+import (
+	"errors"
+
+	"ironspan/engine/wire"
+	"ironspan/fastpath/fabric"
+	"ironspan/verbs"
+)
+
+var (
+	errNotConnected = errors.New("a post before the link was connected")
+	errBounce       = errors.New("it acknowledges no pages: all bounce pages are in use")
+)
+
+func (k *link) sendID() uint64 { return uint64(k.id)<<idPeerShift | uint64(k.posted) }
+
+func (k *link) recvID(buf uint32) uint64 { return uint64(k.id)<<idPeerShift | idRecv | uint64(buf) }
+
+// room says whether the send queue takes one more request.
+func (k *link) room(l *Lane) bool { return k.posted-k.finished < uint32(l.opt.SendWR) }
+
+// ready says whether posts to k make sense, and loses it when they can only be a mistake.
+func (l *Lane) ready(k *link, op string) bool {
+	if k.state == linkNone {
+		l.lose(k, op, errNotConnected)
+	}
+	return k.state == linkUp
+}
+
+// Send posts m to peer.
+func (l *Lane) Send(peer wire.NodeID, m *wire.Message) {
+	k := &l.links[peer]
+	if !l.ready(k, "send") {
+		return
+	}
+	if m.From != l.cfg.Self {
+		l.lose(k, "send", fabric.ErrGarbled)
+		return
+	}
+	if k.heldLen == 0 && k.credits > 0 && k.room(l) {
+		m.Encode(l.buf[:])
+		l.emitSend(k, l.buf[:])
+		return
+	}
+	if h := l.hold(k, "send"); h != nil {
+		h.write = false
+		m.Encode(h.msg[:])
+	}
+}
+
+// WritePage posts a write of one of this node's own frames to peer.
+func (l *Lane) WritePage(peer wire.NodeID, dst fabric.Region, dstOff uint64, src fabric.Region, srcOff uint64) {
+	k := &l.links[peer]
+	if !l.ready(k, "write") {
+		return
+	}
+	remote, ok := k.remote(dst, dstOff)
+	local, have := l.local(src, srcOff)
+	if !ok || !have {
+		l.lose(k, "write", fabric.ErrRange)
+		return
+	}
+	l.write(k, local, remote, false)
+}
+
+// WriteBytes posts a write of a copy of page to peer.
+func (l *Lane) WriteBytes(peer wire.NodeID, dst fabric.Region, dstOff uint64, page []byte) {
+	k := &l.links[peer]
+	if !l.ready(k, "write") {
+		return
+	}
+	remote, ok := k.remote(dst, dstOff)
+	if !ok || len(page) != wire.PageSize {
+		l.lose(k, "write", fabric.ErrRange)
+		return
+	}
+	if k.pagesUsed-k.pagesDone >= uint32(l.opt.Bounce) && !l.reap(k) {
+		l.lose(k, "write", errBounce)
+		return
+	}
+	off := k.pageAt + uint64(k.pagesUsed%uint32(l.opt.Bounce))*wire.PageSize
+	copy(l.mem.Bytes()[off:off+wire.PageSize], page)
+	k.pagesUsed++
+	l.write(k, l.memMR.SGE(off, wire.PageSize), remote, true)
+}
+
+// remote is where an offset of the peer's region is.
+func (k *link) remote(r fabric.Region, off uint64) (verbs.Remote, bool) {
+	switch r {
+	case fabric.RAM:
+		return k.ram.at(off)
+	case fabric.Slots:
+		return k.slots.at(off)
+	}
+	return verbs.Remote{}, false
+}
+
+// local is the page at an offset of this node's own region; only home frames and slots are registered.
+func (l *Lane) local(r fabric.Region, off uint64) (verbs.SGE, bool) {
+	mr := l.slots
+	if r == fabric.RAM {
+		mr = l.home
+		if mr == nil || off < l.cfg.Homes[l.cfg.Self].First {
+			return verbs.SGE{}, false
+		}
+		off -= l.cfg.Homes[l.cfg.Self].First
+	}
+	if mr == nil || r > fabric.Slots || off%wire.PageSize != 0 || off >= mr.Len() {
+		return verbs.SGE{}, false
+	}
+	return mr.SGE(off, wire.PageSize), true
+}
+
+func (l *Lane) write(k *link, local verbs.SGE, remote verbs.Remote, bounce bool) {
+	if k.heldLen == 0 && k.room(l) {
+		l.emitWrite(k, local, remote, bounce)
+		return
+	}
+	if h := l.hold(k, "write"); h != nil {
+		h.write, h.bounce, h.local, h.remote = true, bounce, local, remote
+	}
+}
+
+// hold takes a place in the ring of posts that wait; nil if there is none: then the peer is lost.
+func (l *Lane) hold(k *link, op string) *heldPost {
+	if k.heldLen == len(k.held) {
+		l.lose(k, op, fabric.ErrOverflow)
+		return nil
+	}
+	i := k.heldHead + k.heldLen
+	if i >= len(k.held) {
+		i -= len(k.held)
+	}
+	k.heldLen++
+	l.stats.HeldBack.Add(1)
+	return &k.held[i]
+}
+
+// pump emits posts that wait, in order, as far as credits and room go.
+func (l *Lane) pump(k *link) {
+	for k.heldLen > 0 && k.room(l) {
+		h := &k.held[k.heldHead]
+		switch {
+		case h.write:
+			l.emitWrite(k, h.local, h.remote, h.bounce)
+		case k.credits > 0:
+			l.emitSend(k, h.msg[:])
+		default:
+			return
+		}
+		k.heldLen--
+		if k.heldHead++; k.heldHead == len(k.held) {
+			k.heldHead = 0
+		}
+	}
+}
+
+// next numbers a request and says whether it has to ask for a completion: often enough that a full queue, or
+// a dearth of bounce pages, always has a completion to come.
+func (l *Lane) next(k *link) (id uint64, f verbs.SendFlags) {
+	k.posted++
+	if k.posted-k.signalled >= uint32(l.opt.SendWR/4) || k.pagesSent-k.signalAt >= uint32(max(l.opt.Bounce/2, 1)) {
+		f = verbs.Signaled
+		k.signalled, k.signalAt = k.posted, k.pagesSent
+		k.pagesBy[k.posted%uint32(len(k.pagesBy))] = k.pagesSent
+	}
+	return k.sendID(), f
+}
+
+// emitSend adds a message to the batch. The caller has checked credits and room.
+func (l *Lane) emitSend(k *link, msg []byte) {
+	id, f := l.next(k)
+	k.batch.SendInlineImm(id, f, msg, uint32(k.owed))
+	k.owed = 0
+	k.credits--
+	l.stats.Posted[fabric.Send].Add(wire.Size)
+	l.touch(k)
+}
+
+// emitWrite adds a page to the batch. The caller has checked the room.
+func (l *Lane) emitWrite(k *link, local verbs.SGE, remote verbs.Remote, bounce bool) {
+	if bounce {
+		k.pagesSent++
+	}
+	id, f := l.next(k)
+	k.batch.Write(id, f, local, remote)
+	l.stats.Posted[fabric.Write].Add(wire.PageSize)
+	l.touch(k)
+}
+
+// emitCredits returns credits by a message of its own when so many are due that the peer may be short of
+// them. It is tried again by every Poll until there is room.
+func (l *Lane) emitCredits(k *link) {
+	if k.owed < (l.opt.Depth+1)/2 || !k.room(l) {
+		return
+	}
+	id, f := l.next(k)
+	k.batch.SendInlineImm(id, f, nil, uint32(k.owed))
+	k.owed = 0
+	l.stats.Posted[fabric.Send].Add(0)
+	l.touch(k)
+}
+
+// touch notes that the link's batch wants a doorbell.
+func (l *Lane) touch(k *link) {
+	if !k.dirty {
+		k.dirty = true
+		l.dirty = append(l.dirty, k.id)
+	}
+}
+
+// Flush rings the doorbell of every link with posts in its batch.
+func (l *Lane) Flush() {
+	for _, id := range l.dirty {
+		k := &l.links[id]
+		k.dirty = false
+		if k.state != linkUp || k.batch.Len() == 0 {
+			continue
+		}
+		l.stats.Doorbells.Add(1)
+		if _, err := k.batch.Post(); err != nil {
+			l.lose(k, "send", err)
+		}
+	}
+	l.dirty = l.dirty[:0]
+}

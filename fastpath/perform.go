@@ -1,0 +1,195 @@
+package fastpath
+
+import (
+	"bytes"
+
+	"golang.org/x/sys/unix"
+
+	"ironspan/engine/coherence"
+	"ironspan/engine/wire"
+	"ironspan/fastpath/fabric"
+	"ironspan/fastpath/uffd"
+)
+
+// perform does what the agent wants, in its order: a right is taken away before bytes are read, and bytes are
+// on their way before their frame is freed.
+func (s *Shard) perform(now int64) {
+	actions := s.agent.Actions()
+	for i := range actions {
+		a := &actions[i]
+		switch a.Op {
+		case coherence.OpSend:
+			s.ep.Send(a.Peer, &a.Msg)
+		case coherence.OpSendPage:
+			s.sendPage(a)
+		case coherence.OpProtect:
+			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
+		case coherence.OpUnmap:
+			s.check("unmap", a.Page, s.ram.Unmap(a.Page))
+		case coherence.OpDiscard:
+			s.check("discard", a.Page, s.ram.Discard(a.Page))
+		case coherence.OpInstall:
+			s.install(a)
+			s.resumed(now, a)
+		case coherence.OpZeroFrame:
+			clear(s.ram.Page(a.Page))
+		case coherence.OpUnprotect:
+			s.check("unprotect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, false))
+			s.resumed(now, a)
+		case coherence.OpWake:
+			s.wakeWaiters(a)
+			s.resumed(now, a)
+		}
+	}
+	s.agent.Clear()
+}
+
+func (s *Shard) check(op string, page wire.PFN, errno unix.Errno) {
+	if errno != 0 {
+		s.fail(op, page, errno)
+	}
+}
+
+var zeroPage [wire.PageSize]byte
+
+// isZero says whether a page is all zeros. Most pages that are not differ in their first words.
+func isZero(page []byte) bool {
+	return page[0]|page[8]|page[16]|page[24] == 0 && bytes.Equal(page[:64], zeroPage[:64]) && bytes.Equal(page, zeroPage[:])
+}
+
+// sendPage puts a page at a peer, or just says that it is all zeros, and sends the message.
+func (s *Shard) sendPage(a *coherence.Action) {
+	page := s.ram.Page(a.Page)
+	a.Msg.Flags &^= wire.FlagData | wire.FlagZero
+	if isZero(page) {
+		a.Msg.Flags |= wire.FlagZero
+		s.metrics.ZeroPages.Add(1)
+		s.ep.Send(a.Peer, &a.Msg)
+		return
+	}
+	a.Msg.Flags |= wire.FlagData
+	off := uint64(a.Page) << wire.PageShift
+	dst, dstOff := fabric.Slots, uint64(a.Msg.Slot)<<wire.PageShift
+	if h := s.homes[a.Peer]; a.Page >= h.First && a.Page < h.Last {
+		dst, dstOff = fabric.RAM, off
+	}
+	if s.ram.IsHome(a.Page) {
+		s.ep.WritePage(a.Peer, dst, dstOff, fabric.RAM, off)
+	} else {
+		s.ep.WriteBytes(a.Peer, dst, dstOff, page)
+	}
+	s.ep.Send(a.Peer, &a.Msg)
+}
+
+// leftoverTries bounds how often a page that is in the way is removed. Only this thread makes pages and mappings
+// in its stripes, so once is enough; more would mean that something else is at work.
+const leftoverTries = 3
+
+func (s *Shard) install(a *coherence.Action) {
+	if s.ram.IsHome(a.Page) {
+		if a.Msg.Flags&wire.FlagZero != 0 {
+			clear(s.ram.Page(a.Page))
+		}
+		s.mapHome(a.Page, a.Mode)
+		return
+	}
+	src := s.slots.Addr(a.Slot)
+	if a.Msg.Flags&wire.FlagZero != 0 {
+		src = s.zero.Addr(0)
+	}
+	dst := s.ram.GuestAddr(a.Page)
+	for range leftoverTries {
+		errno := s.u.Copy(dst, src, wire.PageSize, a.Mode == wire.Shared)
+		if errno != unix.EEXIST {
+			s.check("install", a.Page, errno)
+			return
+		}
+		// A frame is there, with bytes of an earlier stay.
+		s.metrics.Leftovers.Add(1)
+		s.check("discard", a.Page, s.ram.Discard(a.Page))
+	}
+	s.fail("install", a.Page, unix.EEXIST)
+}
+
+// mapHome maps a home frame, whose bytes are good, in mode.
+func (s *Shard) mapHome(page wire.PFN, mode wire.Mode) {
+	if mode == wire.Shared && !s.continueWP {
+		s.fail("map write-protected", page, unix.EINVAL)
+		return
+	}
+	addr := s.ram.GuestAddr(page)
+	for range leftoverTries {
+		switch errno := s.u.Continue(addr, wire.PageSize, mode == wire.Shared); errno {
+		case unix.EEXIST:
+			s.metrics.Leftovers.Add(1)
+			s.check("unmap", page, s.ram.Unmap(page))
+		case unix.EFAULT:
+			s.makeResident(page)
+		default:
+			s.check("map", page, errno)
+			return
+		}
+	}
+	s.fail("map", page, unix.EEXIST)
+}
+
+// makeResident gives a home frame that was not populated its memory, or gets it back from swap.
+func (s *Shard) makeResident(page wire.PFN) {
+	s.scratch[0] = s.ram.Page(page)[0]
+}
+
+// wakeWaiters lets waiters of a page try again. If the agent says that they have the right to it, the mapping is
+// made good on the way, should the kernel have lost it; that is the same one system call.
+func (s *Shard) wakeWaiters(a *coherence.Action) {
+	addr := s.ram.GuestAddr(a.Page)
+	kind := uffd.FaultMissing
+	if s.fault.page == a.Page {
+		kind = s.fault.kind
+	}
+	switch {
+	case a.Mode == wire.None, a.Mode == wire.Shared && (kind == uffd.FaultWP || !s.continueWP):
+		s.check("wake", a.Page, s.u.Wake(addr, wire.PageSize))
+		return
+	case kind == uffd.FaultWP:
+		s.check("unprotect", a.Page, s.u.WriteProtect(addr, wire.PageSize, false))
+		return
+	}
+	errno := s.u.Continue(addr, wire.PageSize, a.Mode == wire.Shared)
+	if errno == unix.EFAULT && s.ram.IsHome(a.Page) {
+		s.makeResident(a.Page)
+		errno = s.u.Continue(addr, wire.PageSize, a.Mode == wire.Shared)
+	}
+	switch errno {
+	case 0:
+		s.metrics.Remapped.Add(1)
+	case unix.EEXIST:
+		s.check("wake", a.Page, s.u.Wake(addr, wire.PageSize))
+	default: // EFAULT: the frame of a page that this node holds is gone
+		s.fail("lost the frame of", a.Page, errno)
+	}
+}
+
+// resumed notes how long the page's first waiter waited. A page is installed without anybody waiting if a
+// reader's request turned out to serve nobody any more.
+func (s *Shard) resumed(now int64, a *coherence.Action) {
+	start, ok := s.pending.end(a.Page)
+	if !ok {
+		return
+	}
+	end := s.clock()
+	kind := ReadFault
+	switch {
+	case a.Op == coherence.OpWake:
+		kind = StaleFault
+	case a.Page == s.fault.page:
+		kind = LocalFault
+	case a.Op == coherence.OpUnprotect:
+		kind = UpgradeFault
+	case a.Msg.Flags&wire.FlagZero != 0:
+		kind = ZeroFault
+	case a.Mode == wire.Modified:
+		kind = WriteFault
+	}
+	s.metrics.Latency[kind].Record(end - start)
+	s.metrics.Install.Record(end - now)
+}

@@ -1,0 +1,387 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ironspan/engine/coherence"
+	"ironspan/engine/wire"
+	"ironspan/fastpath/fabric"
+	"ironspan/fastpath/ram"
+	"ironspan/fastpath/uffd"
+)
+
+// PollMode says what a shard does in a round without work.
+type PollMode uint8
+
+// The modes.
+const (
+	Adaptive PollMode = iota // poll for ShardConfig.Spin, then sleep; sleep at once if there are too few cores
+	Busy                     // never sleep: for shards with a core to themselves
+	Event                    // always sleep: least CPU time, highest latency
+)
+
+var pollNames = [...]string{Adaptive: "adaptive", Busy: "busy", Event: "event"}
+
+// String returns adaptive, busy or event.
+func (m PollMode) String() string {
+	if int(m) < len(pollNames) {
+		return pollNames[m]
+	}
+	return fmt.Sprintf("PollMode(%d)", uint8(m))
+}
+
+// ParsePollMode is the inverse of String.
+func ParsePollMode(s string) (PollMode, error) {
+	for m, name := range pollNames {
+		if s == name {
+			return PollMode(m), nil
+		}
+	}
+	return 0, fmt.Errorf("fastpath: poll mode %q, want adaptive, busy or event", s)
+}
+
+// DefaultSpin is how long a shard polls before it sleeps in mode Adaptive: a few round trips of a fast fabric.
+const DefaultSpin = 50 * time.Microsecond
+
+const (
+	messageBatch = 64 // messages taken from the lane in one round
+	eventBatch   = 32 // faults taken from the userfaultfd in one round
+	hotMax       = 64 // hot pages in a snapshot
+)
+
+// ShardConfig is what a shard is made of. The parts belong to the shard's thread from Run until it returns; who
+// made them closes them afterwards.
+type ShardConfig struct {
+	Agent    *coherence.Agent
+	Homes    []coherence.Range // as in the agent's configuration
+	RAM      *ram.RAM          // the shard's stripes are registered with Uffd
+	Slots    *ram.Slots        // as many as the agent's configuration says
+	Uffd     *uffd.FD
+	Endpoint fabric.Endpoint // connected
+
+	// CPU to pin the thread to; -1: none.
+	CPU int
+	// Poll, and for Adaptive: Spin, how long to poll before sleeping (0: DefaultSpin), and Threads, how many
+	// threads this machine has that want a core of their own: vCPUs, shards, lanes, of all nodes on it. If it
+	// is more than there are cores, or 0 on a machine with fewer than 4, the shard sleeps at once.
+	Poll    PollMode
+	Spin    time.Duration
+	Threads int
+
+	// OnPeerLost is told of each lost peer, once, on the shard's thread. It must not block. The shard goes on
+	// serving the other peers.
+	OnPeerLost func(*fabric.PeerError)
+}
+
+// Shard drives one coherence agent. Run is its life; Stop, Snapshot and Metrics may be called by anyone.
+type Shard struct {
+	agent  *coherence.Agent
+	homes  []coherence.Range
+	ram    *ram.RAM
+	slots  *ram.Slots
+	u      *uffd.FD
+	ep     fabric.Endpoint
+	onLost func(*fabric.PeerError)
+
+	cpu        int
+	spin       int64 // nanoseconds to poll before sleeping; math.MaxInt64: never sleep
+	continueWP bool
+
+	zero    *ram.Slots // one page of zeros, to copy from
+	wake    int        // eventfd that ends a sleep
+	base    time.Time  // the clock's zero
+	fds     [3]unix.PollFd
+	timeout unix.Timespec
+	scratch [8]byte
+
+	in      [messageBatch]wire.Message
+	events  [eventBatch]uffd.Event
+	pending pending
+	fault   current
+	failure failure
+
+	metrics Metrics
+	stop    atomic.Bool
+	shot    shot
+}
+
+// current is the fault that is being handled, if page is not noPage.
+type current struct {
+	page wire.PFN
+	kind uffd.Kind
+}
+
+const noPage = wire.PFN(math.MaxUint64)
+
+// failure is what ends the loop: a call of the kernel that must not fail. It is kept in parts because the loop
+// builds no error.
+type failure struct {
+	op    string
+	page  wire.PFN
+	errno unix.Errno
+}
+
+// wait set, in the order of Shard.fds.
+const (
+	waitWake = iota
+	waitUffd
+	waitLane
+)
+
+// NewShard prepares a shard. Close frees what it holds.
+func NewShard(c ShardConfig) (_ *Shard, err error) {
+	switch {
+	case c.Agent == nil || c.RAM == nil || c.Slots == nil || c.Uffd == nil || c.Endpoint == nil:
+		return nil, errors.New("fastpath: a shard needs agent, RAM, slots, userfaultfd and endpoint")
+	case len(c.Homes) == 0 || uint64(c.Homes[len(c.Homes)-1].Last)<<wire.PageShift != c.RAM.Size():
+		return nil, fmt.Errorf("fastpath: home ranges do not cover %d bytes of RAM", c.RAM.Size())
+	case int(c.Poll) >= len(pollNames):
+		return nil, fmt.Errorf("fastpath: %v", c.Poll)
+	case c.CPU >= runtime.NumCPU() && !cpuExists(c.CPU):
+		return nil, fmt.Errorf("fastpath: no CPU %d for this process", c.CPU)
+	}
+	support, err := uffd.Probe()
+	if err != nil {
+		return nil, fmt.Errorf("fastpath: %w", err)
+	}
+	s := &Shard{
+		agent: c.Agent, homes: append([]coherence.Range(nil), c.Homes...), ram: c.RAM, slots: c.Slots, u: c.Uffd,
+		ep: c.Endpoint, onLost: c.OnPeerLost, cpu: c.CPU, spin: spinTime(&c, runtime.NumCPU()),
+		continueWP: support.ContinueWP, wake: -1, base: time.Now(), fault: current{page: noPage},
+		pending: newPending(c.Slots.Len() + pendingExtra),
+	}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.onLost == nil {
+		s.onLost = func(*fabric.PeerError) {}
+	}
+	s.shot.hot = make([]coherence.HotPage, 0, 1024)
+	if s.zero, err = ram.NewSlots(1); err != nil {
+		return nil, err
+	}
+	if s.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("fastpath: eventfd: %w", err)
+	}
+	s.fds[waitWake] = unix.PollFd{Fd: int32(s.wake), Events: unix.POLLIN}
+	s.fds[waitUffd] = unix.PollFd{Fd: int32(c.Uffd.FD()), Events: unix.POLLIN}
+	s.fds[waitLane] = unix.PollFd{Fd: int32(c.Endpoint.FD()), Events: unix.POLLIN}
+	return s, nil
+}
+
+// spinTime turns the policy into nanoseconds.
+func spinTime(c *ShardConfig, cores int) int64 {
+	switch {
+	case c.Poll == Busy:
+		return math.MaxInt64
+	case c.Poll == Event, c.Threads > cores, c.Threads == 0 && cores < 4:
+		return 0
+	case c.Spin > 0:
+		return int64(c.Spin)
+	}
+	return int64(DefaultSpin)
+}
+
+func cpuExists(cpu int) bool {
+	var set unix.CPUSet
+	return unix.SchedGetaffinity(0, &set) == nil && set.IsSet(cpu)
+}
+
+// Close frees what NewShard made. Run must not be running.
+func (s *Shard) Close() error {
+	var err error
+	if s.zero != nil {
+		err = s.zero.Close()
+	}
+	if s.wake >= 0 {
+		unix.Close(s.wake)
+		s.wake = -1
+	}
+	return err
+}
+
+// Stop makes Run return, soon. It may be called at any time before Close, more than once.
+func (s *Shard) Stop() {
+	s.stop.Store(true)
+	s.rouse()
+}
+
+// rouse ends the thread's sleep, or keeps the next one from lasting.
+func (s *Shard) rouse() {
+	one := [8]byte{1}
+	_, _ = unix.Write(s.wake, one[:]) // fails only if the count is at its maximum, and then it is readable
+}
+
+// Run serves faults and messages until Stop, on a thread of its own, pinned if so configured. An error means
+// that the kernel refused what it must not, and that the guest's memory cannot be served any more.
+func (s *Shard) Run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	restore, err := pin(s.cpu)
+	if err != nil {
+		return err
+	}
+	defer restore()
+	s.shot.begin()
+	defer s.shot.end(s)
+	s.loop()
+	if s.failure.op != "" {
+		return s.failure.error()
+	}
+	return nil
+}
+
+// pin binds the thread to a CPU and makes its timeouts sharp, and returns how to undo both.
+func pin(cpu int) (restore func(), err error) {
+	// The default slack of 50 us is longer than most tenures. It is about precision only: errors do not matter.
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	unslack := func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }
+	if cpu < 0 {
+		return unslack, nil
+	}
+	var old, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &old); err != nil {
+		unslack()
+		return nil, fmt.Errorf("fastpath: read the thread's affinity: %w", err)
+	}
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		unslack()
+		return nil, fmt.Errorf("fastpath: pin a shard to CPU %d: %w", cpu, err)
+	}
+	return func() {
+		_ = unix.SchedSetaffinity(0, &old)
+		unslack()
+	}, nil
+}
+
+// clock returns nanoseconds since the shard was made. Only the monotonic clock is read.
+func (s *Shard) clock() int64 { return int64(time.Since(s.base)) }
+
+func (s *Shard) loop() {
+	readFaults := true
+	busyUntil := s.clock() + min(s.spin, math.MaxInt64/2)
+	for !s.stop.Load() {
+		now := s.clock()
+		n, lost := s.ep.Poll(s.in[:])
+		if lost != nil {
+			s.onLost(lost)
+		}
+		for i := range s.in[:n] {
+			s.agent.Step(now, &s.in[i]) // what it refuses, it counts
+			s.perform(now)
+		}
+		if n > 0 {
+			s.ep.Flush()
+			now = s.clock()
+		}
+		faults := 0
+		if readFaults {
+			faults = s.serveFaults(now)
+		}
+		due := s.agent.Next() <= now
+		if due {
+			s.agent.Tick(now)
+			s.perform(now)
+		}
+		if faults > 0 || due {
+			s.ep.Flush()
+		}
+		if s.failure.op != "" {
+			return
+		}
+		s.shot.answer(s)
+		s.metrics.Rounds.Add(1)
+		readFaults = true
+		if s.spin > 0 {
+			if n > 0 || faults > 0 || due || lost != nil {
+				busyUntil = now + min(s.spin, math.MaxInt64/2)
+			}
+			if now < busyUntil || s.spin == math.MaxInt64 {
+				s.metrics.Spins.Add(1)
+				continue
+			}
+		}
+		readFaults = s.sleep(now)
+	}
+}
+
+// serveFaults handles the faults that are there, and returns how many.
+func (s *Shard) serveFaults(now int64) int {
+	n, errno := s.u.Read(s.events[:])
+	if errno != 0 {
+		s.fail("read faults", noPage, errno)
+		return 0
+	}
+	for i := range s.events[:n] {
+		e := &s.events[i]
+		page, ok := s.ram.PageAt(e.Addr)
+		if !ok {
+			s.fail("fault outside of the guest view", noPage, unix.EFAULT)
+			return n
+		}
+		s.metrics.Faults.Add(1)
+		s.pending.begin(page, now)
+		s.fault = current{page: page, kind: e.Kind}
+		if s.agent.Fault(now, page, e.Write) != coherence.OK {
+			s.fail("fault on a page of another shard", page, unix.EINVAL)
+			return n
+		}
+		s.perform(now)
+		s.fault.page = noPage
+	}
+	return n
+}
+
+// sleep waits until there is something to do, and says whether there may be faults to read.
+func (s *Shard) sleep(now int64) bool {
+	if s.ep.Arm() {
+		return true
+	}
+	var timeout *unix.Timespec
+	if next := s.agent.Next(); next != math.MaxInt64 {
+		wait := max(next-now, 0)
+		s.timeout = unix.Timespec{Sec: wait / 1e9, Nsec: wait % 1e9}
+		timeout = &s.timeout
+	}
+	s.metrics.Sleeps.Add(1)
+	for i := range s.fds {
+		s.fds[i].Revents = 0
+	}
+	if _, err := unix.Ppoll(s.fds[:], timeout, nil); err != nil {
+		return true // EINTR; with others, the next call on the descriptor says what is wrong
+	}
+	if s.fds[waitWake].Revents != 0 {
+		_, _ = unix.Read(s.wake, s.scratch[:]) // resets the count; fails only if it is 0 already
+	}
+	return s.fds[waitUffd].Revents != 0
+}
+
+func (s *Shard) fail(op string, page wire.PFN, errno unix.Errno) {
+	if s.failure.op == "" {
+		s.failure = failure{op: op, page: page, errno: errno}
+	}
+}
+
+func (f *failure) error() error {
+	hint := ""
+	switch f.errno {
+	case unix.ENOMEM:
+		hint = ": this node is out of memory"
+	case unix.EINVAL:
+		hint = ": the kernel does not know the operation; linux 6.4 or newer does"
+	}
+	if f.page == noPage {
+		return fmt.Errorf("fastpath: %s: %w%s", f.op, f.errno, hint)
+	}
+	return fmt.Errorf("fastpath: %s page %d: %w%s", f.op, f.page, f.errno, hint)
+}

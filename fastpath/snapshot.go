@@ -1,0 +1,112 @@
+package fastpath
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ironspan/engine/coherence"
+	"ironspan/fastpath/fabric"
+)
+
+// Snapshot is a shard's state at one moment, for reports.
+type Snapshot struct {
+	Latency   map[string]HistogramSnapshot `json:"latency"` // by FaultKind
+	Install   HistogramSnapshot            `json:"install"`
+	Faults    uint64                       `json:"faults"`
+	ZeroPages uint64                       `json:"zero_pages"`
+	Leftovers uint64                       `json:"leftovers"`
+	Remapped  uint64                       `json:"remapped"`
+	Rounds    uint64                       `json:"rounds"`
+	Spins     uint64                       `json:"spins"`
+	Sleeps    uint64                       `json:"sleeps"`
+	Agent     coherence.Stats              `json:"agent"`
+	Fabric    fabric.StatsSnapshot         `json:"fabric"`
+	Hot       []coherence.HotPage          `json:"hot,omitempty"` // homed here, most moved first
+}
+
+// Metrics returns the shard's counters.
+func (s *Shard) Metrics() *Metrics { return &s.metrics }
+
+// Snapshot returns the shard's state. The shard's thread copies what only it may read, so while it runs this waits
+// for the end of its round. It must not be called on the shard's thread, nor after Close.
+func (s *Shard) Snapshot() Snapshot {
+	m := &s.metrics
+	snap := Snapshot{
+		Latency: make(map[string]HistogramSnapshot, FaultKinds), Install: m.Install.Snapshot(),
+		Faults: m.Faults.Load(), ZeroPages: m.ZeroPages.Load(), Leftovers: m.Leftovers.Load(), Remapped: m.Remapped.Load(),
+		Rounds: m.Rounds.Load(), Spins: m.Spins.Load(), Sleeps: m.Sleeps.Load(),
+		Fabric: s.ep.Stats().Snapshot(),
+	}
+	for k := range FaultKinds {
+		snap.Latency[k.String()] = m.Latency[k].Snapshot()
+	}
+	snap.Agent, snap.Hot = s.shot.read(s)
+	return snap
+}
+
+// shot carries what only the shard's thread may read to whoever wants a snapshot.
+//
+// While the shard runs, agent and hot belong to the thread from the moment want is set until it clears it, and to
+// the reader, who holds readers, before and after. While it does not run, the reader takes them himself, under
+// life, which Run holds when it begins and ends, never in between.
+type shot struct {
+	readers sync.Mutex
+	life    sync.Mutex
+	running bool
+	want    atomic.Bool
+	agent   coherence.Stats
+	hot     []coherence.HotPage
+}
+
+func (t *shot) begin() {
+	t.life.Lock()
+	t.running = true
+	t.life.Unlock()
+}
+
+func (t *shot) end(s *Shard) {
+	t.life.Lock()
+	t.running = false
+	t.answer(s)
+	t.life.Unlock()
+}
+
+// answer is the thread's part: one load in a round in which nobody asks.
+func (t *shot) answer(s *Shard) {
+	if t.want.Load() {
+		t.take(s)
+		t.want.Store(false)
+	}
+}
+
+func (t *shot) take(s *Shard) {
+	t.agent = *s.agent.Stats()
+	t.hot = s.agent.HotPages(t.hot[:0], hotMax)
+}
+
+// read is the reader's part.
+func (t *shot) read(s *Shard) (coherence.Stats, []coherence.HotPage) {
+	t.readers.Lock()
+	defer t.readers.Unlock()
+	t.life.Lock()
+	running := t.running
+	if running {
+		t.want.Store(true)
+	} else {
+		t.take(s)
+	}
+	t.life.Unlock()
+	if running {
+		s.rouse()
+		for round := 0; t.want.Load(); round++ {
+			if round < 100 {
+				runtime.Gosched()
+			} else {
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+	}
+	return t.agent, append([]coherence.HotPage(nil), t.hot...)
+}
