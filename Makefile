@@ -21,10 +21,12 @@ help: ## list the targets
 bootstrap: ## install what this machine lacks (Debian; root or sudo)
 	@tools/bootstrap.sh
 
+# The lab's program is also the init of its servers, so it is linked statically.
 .PHONY: build
 build: bootstrap ## bin/ironspan, bin/lab and bin/demo
 	@mkdir -p bin
-	@$(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/ironspan ./tools/lab ./tools/demo
+	@$(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/ironspan
+	@CGO_ENABLED=0 $(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/lab ./tools/demo
 
 .PHONY: demo
 demo: build ## one Linux guest across two servers of the lab, over RDMA, with a report

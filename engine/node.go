@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/bits"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -100,6 +101,7 @@ func (n *node) prepare(ctx context.Context) (err error) {
 	if err := n.checkHost(); err != nil {
 		return err
 	}
+	raiseProcs(len(n.me().APICIDs) + n.plan.Shards + 1)
 	if n.memory, err = newMemory(ctx, n); err != nil {
 		return err
 	}
@@ -126,6 +128,15 @@ func (n *node) prepare(ctx context.Context) (err error) {
 	}
 	n.state(control.PhasePrepared, "")
 	return ctx.Err()
+}
+
+// raiseProcs makes sure that each of so many locked threads finds a Go processor free when it returns from a sleep or
+// from the guest. With as many processors as cores, the default, a thread that wakes may wait for the runtime's
+// monitor to take one from a thread that is in a system call, and that looks every 10 ms.
+func raiseProcs(threads int) {
+	if want := runtime.NumCPU() + threads + 1; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
 }
 
 // maxSkew is how much the nodes' TSC frequencies may differ, in parts of a million: the guest is told one.
@@ -249,7 +260,7 @@ func (n *node) newVM(offset int64) error {
 	}
 	cfg := kvmhost.Config{
 		Slots: n.memory.memorySlots(n.plan), Bus: n.bus, Remote: remote{n}, CPUID: cpuid, Topology: topology(n.plan),
-		TSCKHz: n.me().TSCKHz, TSCOffset: offset,
+		TSCKHz: n.me().TSCKHz, TSCOffset: offset, Stretch: stretch(dilated(n.plan.Nodes[0].TSCKHz, n.plan.Dilate)),
 	}
 	if n.self == platformNode {
 		cfg.EOI = func(vector uint8) { n.platform.ioapic.EOI(vector) }
@@ -271,7 +282,7 @@ func (n *node) newVM(offset int64) error {
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
-	loaded, err := bootGuest(n.plan, n.job, n.memory.ram.Service(), n.me().TSCKHz)
+	loaded, err := bootGuest(n.plan, n.job, n.memory.ram.Service())
 	if err != nil {
 		return err
 	}

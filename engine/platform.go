@@ -58,7 +58,7 @@ func (p *platform) close() { p.serial.Close(consolePatience) }
 
 // bootGuest puts tables, kernel and initrd into node 0's RAM through its service view, and returns the state that
 // the boot processor starts with.
-func bootGuest(plan *spec.Plan, job *control.Job, view []byte, tscKHz uint64) (*boot.Loaded, error) {
+func bootGuest(plan *spec.Plan, job *control.Job, view []byte) (*boot.Loaded, error) {
 	ram := boot.RAM(plan.RAM())
 	limit := uint64(plan.Nodes[0].GPA[0].End)
 	mem := ram.View(view)
@@ -79,7 +79,7 @@ func bootGuest(plan *spec.Plan, job *control.Job, view []byte, tscKHz uint64) (*
 		return nil, err
 	}
 	l, err := boot.Load(mem, boot.Config{
-		Kernel: kernel, Initrd: initrd, CmdLine: commandLine(plan, tscKHz), RAM: ram, Limit: limit, RSDP: tables.RSDP,
+		Kernel: kernel, Initrd: initrd, CmdLine: commandLine(plan), RAM: ram, Limit: limit, RSDP: tables.RSDP,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
@@ -106,10 +106,10 @@ func readImage(i *control.Image, what string) ([]byte, error) {
 //   - nopti: two page tables for each process are twice the pages to fight over.
 //   - nokaslr: the kernel's mapping stays on few page-table pages.
 //   - nox2apic, nohpet and the like are not needed: what is not there is not in the tables.
-func commandLine(plan *spec.Plan, tscKHz uint64) string {
+func commandLine(plan *spec.Plan) string {
 	words := []string{
 		"console=ttyS0,115200",
-		fmt.Sprintf("tsc_early_khz=%d", dilated(tscKHz, plan.Dilate)),
+		fmt.Sprintf("tsc_early_khz=%d", dilated(plan.Nodes[0].TSCKHz, plan.Dilate)),
 		"clocksource=tsc tsc=reliable no_timer_check",
 		"nopti nokaslr mitigations=off",
 		"numa_balancing=disable transparent_hugepage=never",
@@ -123,9 +123,26 @@ func commandLine(plan *spec.Plan, tscKHz uint64) string {
 	return strings.Join(words, " ")
 }
 
-// dilated is the frequency that the guest believes its TSC has. Linux keeps it in 32 bits of kHz.
+// perKHz is what Linux multiplies the TSC's kHz by for the Hz of the TSC-deadline timer, in units of 8 ticks
+// (arch/x86/kernel/apic/apic.c, setup_APIC_timer).
+const perKHz = 1000 / 8
+
+// dilated is the frequency that the guest believes its TSC has. Linux keeps it in 32 bits of kHz, and the product
+// with perKHz in 32 bits as well: where that wraps, the frequency is chosen a little lower, so that what remains
+// is large enough to set a timer with.
 func dilated(khz uint64, by float64) uint32 {
-	return uint32(min(float64(khz)*by, math.MaxUint32))
+	d := uint64(min(float64(khz)*by, math.MaxUint32))
+	if hz := d * perKHz; hz > math.MaxUint32 && uint32(hz) < 1<<31 {
+		d -= uint64(uint32(hz))/perKHz + 1
+	}
+	return uint32(d)
+}
+
+// stretch makes up for that wrap, which only a dilated guest meets (from 34 GHz on): its deadlines are too near by
+// the ratio returned.
+func stretch(khz uint32) apic.Ratio {
+	hz := uint64(khz) * perKHz
+	return apic.Ratio{Num: hz, Den: uint64(uint32(hz))}
 }
 
 func buildTables(plan *spec.Plan) (*acpi.Tables, error) {

@@ -26,6 +26,7 @@ type layout struct {
 	pages         int // homed at each node
 	slots         int
 	poll          PollMode
+	threads       int // as in ShardConfig
 	tenure        coherence.Tenure
 	continueWP    bool // false: as if the kernel had no UFFDIO_CONTINUE_MODE_WP
 }
@@ -95,7 +96,7 @@ func newTestNode(self int, l layout) (*testNode, error) {
 			return nil, err
 		}
 		shard, err := NewShard(ShardConfig{
-			Agent: agent, Homes: l.homes(), RAM: n.ram, Slots: slots, Uffd: u, Endpoint: lane, CPU: -1, Poll: l.poll,
+			Agent: agent, Homes: l.homes(), RAM: n.ram, Slots: slots, Uffd: u, Endpoint: lane, CPU: -1, Poll: l.poll, Threads: l.threads,
 			OnPeerLost: func(e *fabric.PeerError) { n.lost <- e },
 		})
 		if err != nil {

@@ -70,7 +70,8 @@ type ShardConfig struct {
 	CPU int
 	// Poll, and for Adaptive: Spin, how long to poll before sleeping (0: DefaultSpin), and Threads, how many
 	// threads this machine has that want a core of their own: vCPUs, shards, lanes, of all nodes on it. If it
-	// is more than there are cores, or 0 on a machine with fewer than 4, the shard sleeps at once.
+	// is more than there are cores, the shard sleeps at once, whatever the mode: polling would keep the threads
+	// it waits for from running. If it is 0, not known, Adaptive sleeps at once on fewer than 4 cores.
 	Poll    PollMode
 	Spin    time.Duration
 	Threads int
@@ -181,9 +182,11 @@ func NewShard(c ShardConfig) (_ *Shard, err error) {
 // spinTime turns the policy into nanoseconds.
 func spinTime(c *ShardConfig, cores int) int64 {
 	switch {
+	case c.Poll == Event, c.Threads > cores:
+		return 0
 	case c.Poll == Busy:
 		return math.MaxInt64
-	case c.Poll == Event, c.Threads > cores, c.Threads == 0 && cores < 4:
+	case c.Threads == 0 && cores < 4:
 		return 0
 	case c.Spin > 0:
 		return int64(c.Spin)

@@ -123,7 +123,7 @@ var hidden = map[uint32]struct{ eax, ebx, ecx, edx uint32 }{
 
 // dropped leaves describe what a guest does not get.
 var dropped = []uint32{leafMWAIT, leafPMU, leafSGX, leafPT, leafSVM, leafSEV,
-	0xf, 0x10, 0x15, 0x16, 0x17, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1e, 0x80000020, 0x80000022, 0x80000026}
+	0xf, 0x10, 0x8000001b, 0x15, 0x16, 0x17, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1e, 0x80000020, 0x80000022, 0x80000026}
 
 // policy is the set without what no guest gets.
 func (s CPUIDSet) policy() CPUIDSet {
@@ -257,7 +257,7 @@ func (e CPUIDEntry) intersect(o CPUIDEntry) CPUIDEntry {
 		// EAX: physical and linear address bits, guest's physical address bits.
 		e.EAX = min(e.EAX&0xff, o.EAX&0xff) | min(e.EAX>>8&0xff, o.EAX>>8&0xff)<<8
 		e.EBX &= o.EBX
-	case 0x8000001a, 0x8000001b:
+	case 0x8000001a:
 		all()
 	}
 	return e

@@ -136,7 +136,7 @@ func bootLinux(t *testing.T, kernel, ramdisk []byte, vcpus, dilate int) {
 	if _, err := mem.WriteAt(tables.Bytes, int64(tables.Base)); err != nil {
 		t.Fatal(err)
 	}
-	cmdline := fmt.Sprintf("console=ttyS0 earlyprintk=ttyS0 tsc_early_khz=%d tsc=reliable clocksource=tsc nopti nokaslr nowatchdog "+
+	cmdline := fmt.Sprintf("console=ttyS0 tsc_early_khz=%d tsc=reliable clocksource=tsc nopti nokaslr nowatchdog "+
 		"mitigations=off transparent_hugepage=never numa_balancing=disable no_timer_check panic=-1 %s",
 		vm.TSCKHz()*uint64(dilate), os.Getenv("IRONSPAN_APPEND"))
 	loaded, err := boot.Load(mem, boot.Config{Kernel: kernel, Initrd: ramdisk, CmdLine: cmdline, RAM: ram, RSDP: tables.RSDP})

@@ -61,7 +61,7 @@ type vcpu struct {
 func newVCPU(vm *VM, index int, vc VCPUConfig, c Config, runSize int) (_ *vcpu, err error) {
 	v := &vcpu{fd: -1, index: index, vm: vm, cpu: vc.CPU, apicID: vc.APICID, waitSIPI: true}
 	v.lapic, err = apic.NewLAPIC(apic.Config{
-		ID: vc.APICID, BSP: vc.BSP, TSCHz: vm.tscKHz * 1000, BusHz: lapicBusHz, Router: vm,
+		ID: vc.APICID, BSP: vc.BSP, TSCHz: vm.tscKHz * 1000, BusHz: lapicBusHz, Router: vm, Stretch: c.Stretch,
 	})
 	if err != nil {
 		return nil, err

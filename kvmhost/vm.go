@@ -60,6 +60,8 @@ type Config struct {
 	TSCKHz uint64
 	// TSCOffset makes the guest's TSC: host TSC + TSCOffset, on each vCPU.
 	TSCOffset int64
+	// Stretch multiplies the distance of the guest's TSC deadlines; zero: not. See apic.Config.
+	Stretch apic.Ratio
 	// HaltPoll is how long a halted vCPU looks for work before its thread sleeps.
 	HaltPoll time.Duration
 }

@@ -105,7 +105,7 @@ func (e *QPEndpoint) Validate() error {
 // Retry bounds how long a queue pair tries before it gives its peer up. Zero fields take the default.
 type Retry struct {
 	// AckTimeout is how long a packet may stay unacknowledged before it is sent again; 268 ms. It is rounded up
-	// to the next 4.096 us * 2^n; a device may take up to four times as long, and rxe takes twice.
+	// to the next 4.096 us * 2^n; a device may take up to four times as long.
 	AckTimeout time.Duration
 	// Count is how often; 7, the most there is. Negative: never.
 	Count int
@@ -128,7 +128,7 @@ const (
 )
 
 // Bound is how long a request to a silent peer stays open before it completes with StatusRetryExceeded. A
-// device may take up to four times as long; rxe takes twice.
+// device may take up to four times as long; rxe stays near it.
 func (r Retry) Bound() time.Duration {
 	c, err := r.codes()
 	if err != nil {

@@ -2,7 +2,13 @@ package verbs
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nlenc"
@@ -149,8 +155,12 @@ func CreateRxe(name, netdev string) error {
 	return err
 }
 
-// DeleteRxe removes the soft-RoCE device name. Queue pairs on it, anyone's, go to error. It needs
-// CAP_NET_ADMIN. An error that is ErrNoDevice says there is none of that name.
+// deleteWait bounds how long DeleteRxe waits for the kernel.
+const deleteWait = 10 * time.Second
+
+// DeleteRxe removes the soft-RoCE device name. It needs CAP_NET_ADMIN. An error that is ErrNoDevice says there
+// is none of that name. A device that a process has open is not touched (EBUSY, and the processes are named):
+// the kernel would take it from everyone's sight, and then wait, uninterruptibly, for the process to close it.
 func DeleteRxe(name string) error {
 	if err := checkName(opDeleteRxe, name); err != nil {
 		return err
@@ -159,26 +169,67 @@ func DeleteRxe(name string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
 	links, err := rdmaLinks(c)
 	if err != nil {
+		c.Close()
 		return err
 	}
-	for _, l := range links {
-		if l.Device != name {
+	i := slices.IndexFunc(links, func(l RdmaLink) bool { return l.Device == name })
+	switch {
+	case i < 0:
+		err = &OpError{Op: opDeleteRxe, Device: name, Err: ErrNoDevice, Hint: "see `rdma link` for the devices there are"}
+	case links[i].CharDev != "" && !links[i].Rxe:
+		err = opInvalid(opDeleteRxe, name, "it is not a soft-roce device")
+	default:
+		if who := holders(procDir, links[i].CharDev); who != "" {
+			err = &OpError{Op: opDeleteRxe, Device: name, Errno: syscall.EBUSY, Hint: "in use by " + who + ": end them first"}
+		}
+	}
+	if err != nil {
+		c.Close()
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { // ends when the kernel lets go, however long this function waits
+		defer c.Close()
+		_, err := nldevAsk(c, opDeleteRxe, nldevDelLink, netlink.Acknowledge, encodeIndex(links[i].Index))
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-time.After(deleteWait):
+		err = &OpError{Op: opDeleteRxe, Errno: syscall.EBUSY,
+			Hint: "the kernel waits for a process that holds events of the device: end it, and the device goes"}
+	}
+	var e *OpError
+	if errors.As(err, &e) {
+		e.Device = name
+	}
+	return err
+}
+
+const procDir = "/proc"
+
+// holders names the processes that have a device's character device open, as far as this user may see.
+func holders(proc, charDev string) string {
+	if charDev == "" {
+		return ""
+	}
+	fds, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "fd", "*")) // fails on a bad pattern only
+	var who []string
+	for _, fd := range fds {
+		to, err := os.Readlink(fd)
+		if err != nil || to != "/dev/infiniband/"+charDev {
 			continue
 		}
-		if l.CharDev != "" && !l.Rxe {
-			return opInvalid(opDeleteRxe, name, "it is not a soft-roce device")
+		dir := filepath.Dir(filepath.Dir(fd))
+		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
+		w := fmt.Sprintf("process %s (%s)", filepath.Base(dir), strings.TrimSpace(string(comm)))
+		if !slices.Contains(who, w) {
+			who = append(who, w)
 		}
-		_, err := nldevAsk(c, opDeleteRxe, nldevDelLink, netlink.Acknowledge, encodeIndex(l.Index))
-		var e *OpError
-		if errors.As(err, &e) {
-			e.Device = name
-		}
-		return err
 	}
-	return &OpError{Op: opDeleteRxe, Device: name, Err: ErrNoDevice, Hint: "see `rdma link` for the devices there are"}
+	return strings.Join(who, ", ")
 }
 
 func checkName(op, name string) error {

@@ -3,6 +3,8 @@ package verbs
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -68,6 +70,29 @@ func TestRxeNamesAreChecked(t *testing.T) {
 	for _, netdev := range []string{"", "a-name-too-long-for-one"} {
 		if err := CreateRxe("rxe9", netdev); !errors.Is(err, ErrInvalid) {
 			t.Errorf("netdev %q: got %v", netdev, err)
+		}
+	}
+}
+
+func TestHolders(t *testing.T) {
+	proc := t.TempDir()
+	link := func(pid, fd, to string) {
+		dir := filepath.Join(proc, pid, "fd")
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(proc, pid, "comm"), []byte("node"+pid+"\n"), 0o644),
+			os.Symlink(to, filepath.Join(dir, fd))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("12", "3", "/dev/infiniband/uverbs0")
+	link("12", "4", "anon_inode:[infinibandevent]")
+	link("12", "5", "/dev/infiniband/uverbs0")
+	link("34", "7", "/dev/infiniband/uverbs1")
+	link("56", "7", "/dev/infiniband/uverbs0")
+	for dev, want := range map[string]string{
+		"uverbs0": "process 12 (node12), process 56 (node56)", "uverbs1": "process 34 (node34)", "uverbs2": "", "": "",
+	} {
+		if got := holders(proc, dev); got != want {
+			t.Errorf("%s: got %q, want %q", dev, got, want)
 		}
 	}
 }

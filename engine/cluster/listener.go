@@ -170,11 +170,20 @@ func (l *Listener) handshake(raw net.Conn) {
 		case l.ctl <- conn:
 		case <-l.done:
 			conn.Close()
+		case <-time.After(l.opts.Handshake):
+			l.opts.Log.Warn("listener: refused", "remote", remote, "reason", "nobody takes control connections")
+			conn.Close()
 		}
 	case ALPNMesh:
 		mc := newMeshConn(raw, conn)
 		if err := l.greet(mc); err != nil {
-			l.opts.Log.Warn("listener: mesh connection refused", "remote", remote, "reason", strings.TrimPrefix(err.Error(), "cluster: "))
+			level := slog.LevelWarn
+			var r *Refused
+			if errors.As(err, &r) && r.Code == NotReady {
+				level = slog.LevelDebug // a peer that is faster: it comes again
+			}
+			l.opts.Log.Log(context.Background(), level, "listener: mesh connection refused", "remote", remote,
+				"reason", strings.TrimPrefix(err.Error(), "cluster: "))
 			mc.linger()
 		}
 	default:

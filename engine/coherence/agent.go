@@ -48,7 +48,9 @@ type Agent struct {
 
 	policy policy
 	spell  spell
-	hot    sketch
+
+	companions companions
+	hot        sketch
 
 	actions []Action
 	stats   Stats
@@ -68,7 +70,7 @@ const (
 	deferred    uint8 = 1 << iota // a forward or invalidation waits for the end of the tenure
 	queuedRead                    // the page is in the FIFO for a slot, to be read
 	queuedWrite                   // or to be written
-	robbed                        // was taken away when it had a tenure
+	robbed                        // it had a tenure when it was taken away
 	queuedAny   = queuedRead | queuedWrite
 )
 
@@ -174,6 +176,9 @@ func (a *Agent) Fault(now int64, page wire.PFN, write bool) Status {
 		}
 	case len(a.free) > 0:
 		a.ask(now, i, page, need)
+		if write {
+			a.askCompanions(now, i)
+		}
 	case a.waiters.push(i):
 		a.stats.SlotWaits++
 		p.marks |= queuedRead

@@ -66,7 +66,7 @@ type Op uint8
 // The actions. "Frame" is the page's memory at this node: the home frame for a page homed here, which
 // always exists, and a cached frame for any other, which lives from OpInstall to OpDiscard.
 const (
-	opNone Op = iota
+	_ Op = iota
 	// OpSend sends Msg to Peer.
 	OpSend
 	// OpSendPage puts the bytes of Page's frame at Peer, into its receive slot Msg.Slot or, if Peer is
@@ -120,7 +120,7 @@ const (
 	BadKind             // not a message of the coherence lane
 	BadSender           // its sender may not send this kind for this page
 	BadRequester        // requester is no node of the VM, or not one this message can be about
-	BadPage             // page outside of RAM or of another shard
+	BadPage             // page outside of RAM, of another shard or, sent to a home, homed elsewhere
 	BadSlot             // slot out of range, or taken by another request of the same node
 	BadField            // mode, flags, acks or args make no sense for the kind
 	BadTxn              // no such transaction: stale, repeated or invented
@@ -152,6 +152,7 @@ type Stats struct {
 	FollowerFaults uint64 // the page was already asked for
 	SlotWaits      uint64 // no slot free: waited in the local FIFO
 	SlotRefusals   uint64 // nor room in the FIFO: woken, to fault again
+	Companions     uint64 // no faults, but pages asked for along with one (see companions)
 
 	// As requester, by what the grant brought.
 	GrantsShared    uint64

@@ -10,7 +10,7 @@ import (
 )
 
 // two returns the agents of a VM with two nodes, 1024 pages at each.
-func two(tb testing.TB, t Tenure) [2]*Agent {
+func two(tb tester, t Tenure) [2]*Agent {
 	tb.Helper()
 	var out [2]*Agent
 	for n := range out {
@@ -26,7 +26,7 @@ func two(tb testing.TB, t Tenure) [2]*Agent {
 }
 
 // deliver performs what the agents want until nothing is left: messages only, there is no memory.
-func deliver(tb testing.TB, agents []*Agent, now int64) {
+func deliver(tb tester, agents []*Agent, now int64) {
 	tb.Helper()
 	for again := true; again; {
 		again = false
@@ -67,7 +67,8 @@ func TestNoAllocation(t *testing.T) {
 	}
 	for n := range agents {
 		a, err := New(Config{
-			Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: 2, Tenure: DefaultTenure(10 * time.Microsecond),
+			Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: 2,
+			Tenure: Tenure{Base: 2000, Max: 8000, Window: 50000},
 		})
 		if err != nil {
 			t.Fatal(err)

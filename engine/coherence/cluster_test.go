@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/bits"
 	"strings"
-	"testing"
 
 	"ironspan/engine/wire"
 )
@@ -20,7 +19,7 @@ type cluster struct {
 	log    strings.Builder
 }
 
-func newCluster(tb testing.TB, nodes, pages int, change func(*Config)) *cluster {
+func newCluster(tb tester, nodes, pages int, change func(*Config)) *cluster {
 	tb.Helper()
 	c := &cluster{zero: map[wire.PFN]bool{}}
 	var homes []Range
@@ -232,4 +231,11 @@ func (c *cluster) problem(rest bool) string {
 		}
 	}
 	return ""
+}
+
+// tester is what testing.T, testing.B and rapid.T have in common, and the tests need.
+type tester interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
 }

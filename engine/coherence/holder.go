@@ -96,6 +96,9 @@ func (a *Agent) serve(f *forward) {
 	}
 	a.emit(OpUnmap, f.page)
 	p.revoke()
+	if p.is(robbed) {
+		a.companions.robbed(f.index)
+	}
 	a.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)
 	if !atHome {
 		a.emit(OpDiscard, f.page)

@@ -88,7 +88,7 @@ func state(a *Agent) Agent {
 // besiege lets node 1 of 3 be attacked: the bytes say what happens, faults of its own and messages that are
 // any combination of fields, most of them near what would be right. Nothing may panic, a refused input may
 // not change anything, and no action may contradict the mapping.
-func besiege(t interface{ Fatalf(string, ...any) }, data []byte) {
+func besiege(t tester, data []byte) {
 	homes := []Range{{0, 2}, {2, 4}, {4, 6}}
 	a, err := New(Config{
 		Self: 1, Homes: homes, Shards: 1, Epoch: 1, Slots: 2,

@@ -81,8 +81,9 @@ func (a *Agent) ask(now int64, i uint32, page wire.PFN, need wire.Mode) {
 	if a.lastTxn == 0 {
 		a.lastTxn = 1
 	}
-	a.requests[slot] = request{page: page, index: i, txn: a.lastTxn, kind: kind, want: need, robbed: p.is(robbed)}
-	if p.is(robbed) {
+	r := &a.requests[slot]
+	*r = request{page: page, index: i, txn: a.lastTxn, kind: kind, want: need, robbed: p.is(robbed) || p.level() != 0}
+	if r.robbed {
 		a.spell.ask(now, a.policy.levels[1])
 	}
 	p.slot = uint16(slot + 1)

@@ -39,8 +39,9 @@ func defaultTenure(roundTrip time.Duration) Tenure {
 }
 
 // Two clocks are kept short, to keep page states small. The beginning of a tenure is kept in units of 1024 ns
-// in 32 bits, which wrap after 73 minutes: a page that was won that long ago may be withheld once more. The time of a page's last move is kept in 16 bits of at least a 32nd of a window;
-// if it wraps, a quiet page may be taken for a busy one, once.
+// in 32 bits, which wrap after 73 minutes: a page that was won that long ago may be withheld once more. The
+// time of a page's last move is kept in 16 bits of about a 32nd of a window; when it wraps, a quiet page may
+// be taken for a busy one, once.
 const clockShift = 10
 
 // policy is Tenure, prepared.
@@ -162,13 +163,13 @@ func (a *Agent) holdUntil(now int64, p *local) int64 {
 		return 0 // no tenure; or the node waits to write, behind the one who wants the page
 	}
 	base, limit := a.policy.levels[1], a.policy.levels[l]
-	age := int64(uint32(now>>clockShift)-p.since) << clockShift
-	if age >= limit {
+	tick := now >> clockShift
+	since := (tick - int64(uint32(tick)-p.since)) << clockShift
+	if now-since >= limit {
 		return 0
 	}
-	since := now - age
 	end := since + base
-	if s := &a.spell; since>>clockShift >= s.start>>clockShift {
+	if s := &a.spell; since >= s.start>>clockShift<<clockShift {
 		if s.asked > 0 {
 			end = max(end, now+base)
 		} else {

@@ -190,13 +190,13 @@ func (f *farm) idle() {
 	f.t.Helper()
 	for i, n := range f.nodes {
 		for range 500 {
-			if n.machine.Prepared == n.machine.Released {
+			if p, r := n.machine.Calls(); p == r {
 				break
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if n.machine.Prepared != n.machine.Released {
-			f.t.Errorf("node %d: prepared %d times, released %d times", i, n.machine.Prepared, n.machine.Released)
+		if p, r := n.machine.Calls(); p != r {
+			f.t.Errorf("node %d: prepared %d times, released %d times", i, p, r)
 		}
 	}
 	rep, out, err := f.run("fake.guest=poweroff")
@@ -224,9 +224,8 @@ func TestRun(t *testing.T) {
 					t.Errorf("%+v", r)
 				}
 			}
-			m := f.nodes[0].machine
-			if len(m.Kernel) != 300_000 || !strings.HasPrefix(m.Initrd, "initrdinitrd") {
-				t.Errorf("boot images: %d and %d bytes", len(m.Kernel), len(m.Initrd))
+			if k, i := f.nodes[0].machine.Images(); len(k) != 300_000 || !strings.HasPrefix(i, "initrdinitrd") {
+				t.Errorf("boot images: %d and %d bytes", len(k), len(i))
 			}
 			for _, phase := range []string{control.PhaseAccepted, control.PhaseUpload, control.PhasePopulate, control.PhasePrepared, control.PhaseBooting} {
 				if !f.events.has(phase) {
@@ -615,7 +614,7 @@ func TestShutdownWithVM(t *testing.T) {
 	if err != nil || rep.OK {
 		t.Errorf("%+v %v", rep, err)
 	}
-	if n := f.nodes[0].machine; n.Released != 1 {
-		t.Errorf("released %d times", n.Released)
+	if _, r := f.nodes[0].machine.Calls(); r != 1 {
+		t.Errorf("released %d times", r)
 	}
 }

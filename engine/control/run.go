@@ -78,7 +78,7 @@ func (e *stageError) Unwrap() []error { return []error{e.stage, e.err} }
 // The error is nil if the guest ran, however that ended: see the report's Outcome. Otherwise it wraps ErrRefused
 // or ErrPrepare, or the cause of ctx. When Run returns, no node holds anything of the VM that could be reached.
 func Run(ctx context.Context, sp *spec.Spec, opts RunOptions) (*RunReport, error) {
-	r := &runner{spec: sp, opts: opts, began: time.Now()}
+	r := &runner{spec: sp, opts: opts, began: time.Now(), lost: map[wire.NodeID]bool{}}
 	defer r.close()
 	rep, err := r.run(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -103,6 +103,7 @@ type runner struct {
 
 	ends    chan nodeEnd // each lease's end, once each
 	readers sync.WaitGroup
+	lost    map[wire.NodeID]bool // nodes that nothing is asked of any more
 }
 
 // nodeEnd is how a node's share ended: by an outcome, or because its lease broke.
@@ -444,18 +445,40 @@ func (r *runner) wait(ctx context.Context) Outcome {
 		grace = time.After(0)
 	}
 	limit := time.After(2 * r.plan.Timeouts.Stop.Std())
-	for len(ends) < len(r.leases) {
+	for !r.allEnded(ends) {
 		select {
 		case e := <-r.ends:
 			ends = append(ends, e)
 		case <-grace:
-			r.stopOthers(ends, first.String())
+			reason := first.String()
+			if first.Kind == Stopped {
+				reason = first.Reason
+			}
+			r.stopOthers(ends, reason)
 		case <-limit:
 			r.emit(Event{Kind: KindLog, Text: "not every node has said how the VM ended there"})
 			return r.decide(ctx, first, ends)
 		}
 	}
 	return r.decide(ctx, first, ends)
+}
+
+// allEnded reports whether every node has said how the VM ended there, but for one that the others have lost: that
+// one may never answer.
+func (r *runner) allEnded(ends []nodeEnd) bool {
+	missing := len(r.leases) - len(ends)
+	for n := range ends2broken(ends) {
+		r.lost[n] = true
+	}
+	if missing > 0 {
+		o := Decide(r.plan, ends2outcomes(ends), ends2broken(ends))
+		if o.Kind == NodeLost && o.Lost != nil && int(*o.Lost) < len(r.leases) &&
+			!slices.ContainsFunc(ends, func(e nodeEnd) bool { return e.node == *o.Lost }) {
+			r.lost[*o.Lost] = true
+			missing--
+		}
+	}
+	return missing == 0
 }
 
 func (r *runner) decide(ctx context.Context, first Outcome, ends []nodeEnd) Outcome {
@@ -529,6 +552,12 @@ func Decide(plan *spec.Plan, outcomes map[wire.NodeID]Outcome, broken map[wire.N
 	slices.Sort(lost)
 	if len(lost) > 0 {
 		var who []string
+		for _, n := range order {
+			if o := outcomes[n]; o.Kind == NodeLost && o.Lost != nil && *o.Lost == lost[0] {
+				who = append(who, fmt.Sprintf("; node %d: %s", n, o.Reason))
+				break
+			}
+		}
 		for _, n := range lost[1:] {
 			who = append(who, fmt.Sprintf("; node %d (%s) as well", n, name(n)))
 		}
@@ -575,6 +604,10 @@ func (r *runner) collect(rep *RunReport) {
 	errs := make([]error, len(r.leases))
 	var wg sync.WaitGroup
 	for i, l := range r.leases {
+		if r.lost[wire.NodeID(i)] {
+			errs[i] = errors.New("lost")
+			continue
+		}
 		wg.Go(func() { got[i], errs[i] = l.Report(ctx) })
 	}
 	wg.Wait()
@@ -582,7 +615,7 @@ func (r *runner) collect(rep *RunReport) {
 		if got[i] != nil {
 			rep.Nodes = append(rep.Nodes, *got[i])
 		} else {
-			rep.Missing = append(rep.Missing, fmt.Sprintf("node %d: %s", i, trimOwn(errs[i])))
+			rep.Missing = append(rep.Missing, fmt.Sprintf("node %d: %s", i, strings.TrimPrefix(errs[i].Error(), "control: ")))
 		}
 	}
 }
@@ -594,6 +627,10 @@ func (r *runner) finish(reason string) {
 	var wg sync.WaitGroup
 	for i, l := range r.leases {
 		if l == nil {
+			continue
+		}
+		if r.lost[wire.NodeID(i)] {
+			l.Abandon()
 			continue
 		}
 		wg.Go(func() {

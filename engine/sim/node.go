@@ -73,8 +73,8 @@ func (c *cluster) fault(n *node, page wire.PFN, write bool) {
 }
 
 // message hands a message to the agent, twice at times: it has to see that the second is none.
-func (c *cluster) message(n *node, m *wire.Message) {
-	c.costs.received(n.id, m)
+func (c *cluster) message(n *node, m *wire.Message, chain int) {
+	c.costs.received(n.id, m, chain)
 	if s := n.agent.Step(c.now, m); s != coherence.OK {
 		c.fail("node %d refuses %v from node %d for page %d of node %d: %v", n.id, m.Kind, m.From, m.Page, m.Requester, s)
 		return
@@ -190,8 +190,7 @@ func (c *cluster) post(n *node, a *coherence.Action, m *wire.Message) {
 		c.fail("node %d sends %+v: %v", n.id, *m, err)
 		return
 	}
-	c.costs.sent(n.id, m)
-	c.transmit(n.id, int(a.Peer), event{what: evMessage, msg: decoded})
+	c.transmit(n.id, int(a.Peer), event{what: evMessage, msg: decoded, chain: c.costs.sent(n.id, m)})
 }
 
 func (c *cluster) install(n *node, a *coherence.Action) {

@@ -74,7 +74,8 @@ func (c *costs) of(m *wire.Message) *cost {
 	return x
 }
 
-func (c *costs) sent(from int, m *wire.Message) {
+// sent notes a message and returns of how many, one after the other, it is the last.
+func (c *costs) sent(from int, m *wire.Message) (chain int) {
 	x := c.of(m)
 	x.messages++
 	switch m.Kind {
@@ -89,12 +90,12 @@ func (c *costs) sent(from int, m *wire.Message) {
 	if m.Flags&wire.FlagData != 0 {
 		x.pages++
 	}
+	return x.depth[from] + 1
 }
 
-func (c *costs) received(at int, m *wire.Message) {
-	x := c.of(m)
-	if !x.served {
-		x.depth[at] = max(x.depth[at], x.depth[m.From]+1)
+func (c *costs) received(at int, m *wire.Message, chain int) {
+	if x := c.of(m); !x.served {
+		x.depth[at] = max(x.depth[at], chain)
 	}
 }
 

@@ -62,11 +62,11 @@ type Result struct {
 	Events   int
 	Time     time.Duration // simulated
 	Ops      [][]int       // done, by node and vCPU
-	Faults   int
-	WorstNs  int64 // longest time from a request to its page
-	Kinds    Kinds // what the transactions cost
+	Faults   int           // that agents were told of
+	WorstNs  int64         // longest time from a request to its page
+	Kinds    Kinds         // what the transactions cost
 	Stats    []coherence.Stats
-	HotPages []coherence.HotPage
+	HotPages []coherence.HotPage // up to 32 of each home
 }
 
 // cluster is a run.
@@ -93,17 +93,18 @@ type link struct {
 
 // event is something that happens at a time. Exactly one of the fields below node is meant, by what.
 type event struct {
-	at   int64
-	seq  uint64 // events of the same time happen in the order in which they were planned
-	what what
-	node int
-	vcpu int
-	page wire.PFN
-	flag bool   // fault: write; land: into the home frame
-	slot uint32 // land
-	val  uint64 // land
-	from *node  // land: whose home frame is read only now
-	msg  wire.Message
+	at    int64
+	seq   uint64 // events of the same time happen in the order in which they were planned
+	what  what
+	node  int
+	vcpu  int
+	page  wire.PFN
+	flag  bool   // fault: write; land: into the home frame
+	slot  uint32 // land
+	val   uint64 // land
+	from  *node  // land: whose home frame is read only now
+	msg   wire.Message
+	chain int // messages of its transaction that led to this one, itself included
 }
 
 type what uint8
@@ -183,7 +184,7 @@ func (c *cluster) loop() {
 		case evLand:
 			c.land(n, &e)
 		case evMessage:
-			c.message(n, &e.msg)
+			c.message(n, &e.msg, e.chain)
 		case evTick:
 			n.tickAt = math.MaxInt64
 			n.agent.Tick(c.now)

@@ -448,8 +448,14 @@ func (s *source) spec(root *ast.MappingNode, sp *Spec) error {
 	auto := 0
 	fields := []field{
 		{"name", s.text(&sp.Name, "name", nameAllowed, nameProblem)},
-		{"kernel", s.text(&sp.Kernel, "kernel", "the path of a bzImage", pathProblem)},
-		{"initrd", s.text(&sp.Initrd, "initrd", "the path of an initrd, or no initrd: line", pathProblem)},
+		{"kernel", func(n ast.Node) error {
+			sp.kernelAt = s.at(n)
+			return s.text(&sp.Kernel, "kernel", "the path of a bzImage", pathProblem)(n)
+		}},
+		{"initrd", func(n ast.Node) error {
+			sp.initrdAt = s.at(n)
+			return s.text(&sp.Initrd, "initrd", "the path of an initrd, or no initrd: line", pathProblem)(n)
+		}},
 		{"append", s.text(&sp.Append, "append", fmt.Sprintf("one line of at most %d bytes for the guest's kernel", MaxAppend), appendProblem)},
 		{"nodes", func(n ast.Node) error { return s.nodes(n, sp) }},
 		{"fabric", word(s, &sp.Fabric, "fabric", FabricVerbs, FabricSHM)},

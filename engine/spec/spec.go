@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -61,7 +62,8 @@ type Spec struct {
 	Console  string
 	Timeouts Timeouts
 
-	src *source // for errors found after parsing; nil for a Spec made in Go
+	src                *source // for errors found after parsing; nil for a Spec made in Go
+	kernelAt, initrdAt pos
 }
 
 // Node is one node of a VM.
@@ -173,6 +175,28 @@ func (s *Spec) CheckCluster() error {
 		seen[n.Addr] = i
 	}
 	return s.checkTotals()
+}
+
+// CheckImages reports boot images that cannot be read.
+func (s *Spec) CheckImages() error {
+	for _, i := range []struct {
+		key, path string
+		at        pos
+	}{{"kernel", s.Kernel, s.kernelAt}, {"initrd", s.Initrd, s.initrdAt}} {
+		if i.path == "" {
+			continue
+		}
+		f, err := os.Open(i.path)
+		if err != nil {
+			return s.src.errorf(i.at, fmt.Sprintf("%s: %v", i.key, err), "a file that can be read; a relative path starts at the spec's directory")
+		}
+		st, err := f.Stat()
+		f.Close()
+		if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+			return s.src.errorf(i.at, fmt.Sprintf("%s: %s is no file, or empty", i.key, i.path), "a boot image")
+		}
+	}
+	return nil
 }
 
 // checkTotals holds the limits that concern all nodes together.

@@ -234,6 +234,25 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+func TestCheckImages(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "vm.yaml")
+	os.WriteFile(filepath.Join(dir, "k"), []byte("x"), 0o600)
+	os.WriteFile(filepath.Join(dir, "empty"), nil, 0o600)
+	for text, line := range map[string]int{"kernel: k": 0, "kernel: none": 1, "kernel: .": 1, "kernel: k\ninitrd: none": 2, "kernel: k\ninitrd: empty": 2} {
+		os.WriteFile(path, []byte(text), 0o600)
+		s, err := Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.CheckImages()
+		var e *Error
+		if line == 0 && err != nil || line > 0 && (!errors.As(err, &e) || e.Line != line) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestSizes(t *testing.T) {
 	for s, want := range map[string]uint64{"512M": 512 << 20, "512MiB": 512 << 20, "1G": 1 << 30, "2 GiB": 2 << 30, "4096": 4096, "3T": 3 << 40, "8K": 8192} {
 		if got, err := ParseSize(s); err != nil || got != want {

@@ -39,6 +39,8 @@
 //   - suppression of EOI broadcasts, CMCI, the AMD extended register space: not announced;
 //   - focus processor checking, bus arbitration and the APIC bus's delivery status (always idle);
 //   - lowest-priority arbitration by priority: see [Group.Deliver] for what happens instead;
+//   - a retry of messages that nobody takes; a level-triggered pin whose message was for no LAPIC keeps its remote
+//     IRR until its entry is made edge-triggered;
 //   - IOAPIC: polarity (a pin is asserted or it is not), and holding an edge that comes while the entry is
 //     masked (it is lost, as in the 82093AA).
 package apic

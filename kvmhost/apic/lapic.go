@@ -2,6 +2,7 @@ package apic
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
 	"sync/atomic"
 )
@@ -20,6 +21,22 @@ type Config struct {
 	TSCHz  uint64 // frequency of the TSC that now is given in
 	BusHz  uint64 // frequency of the timer's input clock, before the divider
 	Router Router // where messages from the ICR go
+
+	// Stretch multiplies the distance of TSC deadlines, for guests that are known to ask for too short a one. Zero: not.
+	Stretch Ratio
+}
+
+// Ratio is Num/Den, at least 1.
+type Ratio struct{ Num, Den uint64 }
+
+// of returns v times the ratio, saturating.
+func (r Ratio) of(v uint64) uint64 {
+	hi, lo := bits.Mul64(v, r.Num)
+	if hi >= r.Den {
+		return math.MaxUint64
+	}
+	q, _ := bits.Div64(hi, lo, r.Den)
+	return q
 }
 
 // LAPIC is the local APIC of one vCPU. See the package's documentation for the threads that may call it.
@@ -45,6 +62,7 @@ type LAPIC struct {
 	timer    timer
 	tscHz    uint64
 	busHz    uint64
+	stretch  Ratio
 	identity atomic.Uint64 // written by the owner, read by any thread: see publish
 
 	posted posted
@@ -60,7 +78,13 @@ func NewLAPIC(c Config) (*LAPIC, error) {
 	case c.Router == nil:
 		return nil, fmt.Errorf("apic: id %d: no router", c.ID)
 	}
-	l := &LAPIC{router: c.Router, id: uint8(c.ID), bsp: c.BSP, tscHz: c.TSCHz, busHz: c.BusHz, enabled: true}
+	if c.Stretch == (Ratio{}) {
+		c.Stretch = Ratio{1, 1}
+	}
+	if c.Stretch.Den == 0 || c.Stretch.Num < c.Stretch.Den {
+		return nil, fmt.Errorf("apic: id %d: deadlines cannot be stretched by %d/%d", c.ID, c.Stretch.Num, c.Stretch.Den)
+	}
+	l := &LAPIC{router: c.Router, id: uint8(c.ID), bsp: c.BSP, tscHz: c.TSCHz, busHz: c.BusHz, stretch: c.Stretch, enabled: true}
 	l.initReset()
 	return l, nil
 }

@@ -115,6 +115,9 @@ func (l *LAPIC) setTSCDeadline(now, v uint64) {
 		return
 	}
 	t.tscDeadline, t.deadline = v, v
+	if v > now {
+		t.deadline = addSaturating(now, l.stretch.of(v-now))
+	}
 	t.running = v != 0
 	l.Advance(now)
 }

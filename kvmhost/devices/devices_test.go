@@ -202,7 +202,7 @@ func TestProbes(t *testing.T) {
 	if v := m.in(0x61); v&0x20 == 0 || v&3 != 1 {
 		t.Errorf("port 0x61 reads %#x: counter 2 must have run out", v)
 	}
-	if m.in(0x61)&0x10 == m.in(0x61)&0x10 {
+	if first, second := m.in(0x61), m.in(0x61); first&0x10 == second&0x10 {
 		t.Error("the refresh bit stands still")
 	}
 	write(0x43, 0xb0)

@@ -70,7 +70,9 @@ const (
 //
 // What the guest transmits goes into a buffer that a goroutine empties into an io.Writer. While the buffer is
 // full the transmitter is not ready, as if the line were slow; a guest that writes all the same loses the
-// character, and never waits. What the host sends waits until the guest has read the receive FIFO.
+// character, and never waits. What the host sends waits for room in the receive FIFO, and, as with a modem's
+// flow control, until the guest says that it is ready by RTS: drivers do that when the port is opened, after
+// they have emptied the FIFO, so what was typed before then is not lost.
 type Serial struct {
 	irq func(level bool)
 	out io.Writer
@@ -89,7 +91,7 @@ type Serial struct {
 	dropped                      uint64
 	outErr                       error
 	closed                       bool
-	changed                      *sync.Cond // rx room, tx data, tx drained, closed
+	changed                      *sync.Cond // rx room, RTS, tx data, tx drained, closed
 	done                         chan struct{}
 }
 
@@ -190,6 +192,7 @@ func (s *Serial) write(off uint64, v uint8) {
 	case uartMCR:
 		s.mcr = v & mcrMask
 		s.modem()
+		s.changed.Broadcast()
 	case uartSCR:
 		s.scr = v
 	}
@@ -356,17 +359,17 @@ func (s *Serial) take(chunk []byte) int {
 	return n
 }
 
-// Feed offers input to the guest and returns how much of it the receiver had room for. It does not wait.
+// Feed offers input to the guest and returns how much of it the receiver took. It does not wait.
 func (s *Serial) Feed(p []byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.feed(p)
 }
 
-// feed gives the receiver nothing during loopback, when the line is cut.
+// feed gives the receiver nothing while RTS is off, and during loopback, when the line is cut.
 func (s *Serial) feed(p []byte) int {
 	n := 0
-	for s.mcr&mcrLoop == 0 && n < len(p) && s.push(p[n]) {
+	for s.mcr&(mcrRTS|mcrLoop) == mcrRTS && n < len(p) && s.push(p[n]) {
 		n++
 	}
 	if n > 0 {

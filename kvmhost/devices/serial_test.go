@@ -176,6 +176,10 @@ func TestSerialTransmitInterrupt(t *testing.T) {
 func TestSerialReceive(t *testing.T) {
 	s, _, irq := newSerial(t)
 	out(s, uartMCR, mcrOut2)
+	if n := s.Feed([]byte("ab")); n != 0 {
+		t.Errorf("%d characters taken without RTS", n)
+	}
+	out(s, uartMCR, mcrOut2|mcrRTS)
 	if n := s.Feed([]byte("ab")); n != 1 {
 		t.Errorf("%d characters taken without a FIFO", n)
 	}
@@ -332,15 +336,15 @@ func TestSerialInput(t *testing.T) {
 			}
 		}
 	})
-	out(s, uartMCR, mcrOut2)
-	out(s, uartIIR, fcrEnable|0xc0)
-	out(s, uartIER, ierRX)
 	want := bytes.Repeat([]byte("the quick brown fox "), 500)
 	go func() {
 		if n, err := s.Input().Write(want); n != len(want) || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
 	}()
+	out(s, uartIIR, fcrEnable|fcrClearRX|0xc0)
+	out(s, uartIER, ierRX)
+	out(s, uartMCR, mcrOut2|mcrRTS|mcrDTR)
 	var got []byte
 	for len(got) < len(want) {
 		<-edges

@@ -67,9 +67,9 @@ func TestRunFollowsTheLab(t *testing.T) {
 }
 
 func TestRunTellsWhyTheLabFailed(t *testing.T) {
-	l, _ := fake(t, spoken+"echo 'ironspan: node 1 was lost: its process ended' >&2; exit 4")
+	l, _ := fake(t, spoken+"echo 'ironspan: node 1 was lost: its process ended' >&2; echo 'lab: ironspan run ended' >&2; exit 4")
 	r := l.run(context.Background(), job{name: "span", servers: 2})
-	if r.Err == nil || !strings.Contains(r.Err.Error(), "node 1 was lost") || !strings.Contains(r.Err.Error(), "exit status 4") {
+	if r.Err == nil || r.Err.Error() != "node 1 was lost: its process ended (exit status 4)" {
 		t.Errorf("error %v", r.Err)
 	}
 	if r.Span != nil {

@@ -98,7 +98,8 @@ type watch struct {
 	log    io.Writer
 	began  time.Time // when `ironspan run` began; until it says so, when the lab was started
 	exact  bool      // it said so
-	reason string    // the lab's last word
+	reason string    // why it failed, if it did: the error of `ironspan run`, else the lab's last word
+	caused bool      // the former
 }
 
 func (w *watch) follow(cmd *exec.Cmd) error {
@@ -171,7 +172,9 @@ func (w *watch) word(line string) {
 		line = match[2]
 	} else if match := labWord.FindStringSubmatch(line); match != nil {
 		line = "lab: " + match[1]
-	} else if line != "" {
+	} else if cause, found := strings.CutPrefix(line, "ironspan: "); found {
+		w.reason, w.caused = cause, true
+	} else if line != "" && !w.caused {
 		w.reason = line
 	}
 	w.screen.line(line)

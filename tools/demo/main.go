@@ -29,7 +29,7 @@ type cli struct {
 	Kernel    string        `default:"newest" help:"The guest's kernel: one of the lab's (6.1, 6.12, newest) or a bzImage."`
 	LabKernel string        `placeholder:"NAME" help:"The servers' kernel: 6.1, 6.12 or newest (default: the lab's)."`
 	Dilate    string        `placeholder:"F|auto" help:"How many times slower the guest's clock goes (default: the lab's)."`
-	Append    string        `default:"loglevel=5" placeholder:"WORDS" help:"Further words for the guest's kernel command line (${default})."`
+	Append    string        `default:"loglevel=7" placeholder:"WORDS" help:"Further words for the guest's kernel command line (${default})."`
 	Workload  string        `placeholder:"KEY:VALUE,..." help:"Parameters of the guest's workload, as go doc ironspan/tools/demo/init has them."`
 	Single    bool          `default:"true" negatable:"" help:"Boot the guest on one server first, for comparison."`
 	Timeout   time.Duration `default:"20m" help:"How long each guest may run."`

@@ -148,7 +148,8 @@ func forward(w io.Writer, prefix string, r io.Reader) {
 func (l *localNodes) stop() {
 	l.once.Do(func() {
 		for _, p := range l.procs {
-			_ = p.Process.Signal(syscall.SIGTERM) // it may have ended
+			_ = p.Process.Signal(syscall.SIGTERM) // it may have ended, or have been stopped
+			_ = p.Process.Signal(syscall.SIGCONT)
 		}
 		patience := time.After(10 * time.Second)
 		for i, p := range l.procs {

@@ -108,7 +108,7 @@ func cmdChildren(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("node processes %v, want %d", got, want)
 }
 
-// cmdKillChild sends a signal to one of the node processes, the youngest.
+// cmdKillChild kills one of the node processes, the youngest, or stops it: killchild [stop]
 func cmdKillChild(ts *testscript.TestScript, neg bool, args []string) {
 	pids := nodeProcesses(ts)
 	if len(pids) == 0 {
@@ -118,7 +118,11 @@ func cmdKillChild(ts *testscript.TestScript, neg bool, args []string) {
 	for _, p := range pids {
 		youngest = max(youngest, p)
 	}
-	ts.Check(syscall.Kill(youngest, syscall.SIGKILL))
+	sig := syscall.SIGKILL
+	if len(args) > 0 {
+		sig = syscall.SIGSTOP
+	}
+	ts.Check(syscall.Kill(youngest, sig))
 }
 
 // cmdKillParent kills the run that the node processes belong to.
@@ -153,12 +157,12 @@ func cmdFreePort(ts *testscript.TestScript, neg bool, args []string) {
 	for _, name := range args {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 		ts.Check(err)
+		ts.Check(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
 		ts.Check(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
 		sa, err := syscall.Getsockname(fd)
 		ts.Check(err)
 		ts.Setenv(name, strconv.Itoa(sa.(*syscall.SockaddrInet4).Port))
 		ts.Defer(func() { syscall.Close(fd) }) // held open: nobody else is given it meanwhile
-		ts.Check(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -81,7 +80,10 @@ func (c *runCmd) Run(con *console) error {
 
 	term := openTerminal(os.Stdin)
 	defer term.restore()
-	stderr := &lineWriter{w: con.err, cr: term.raw}
+	stderr := &lineWriter{w: con.err}
+	if f, ok := con.err.(*os.File); ok && openTerminal(f).isTTY {
+		stderr.cr = term.raw
+	}
 	show := newProgress(stderr, c.JSON)
 
 	opts := control.RunOptions{Events: show.event, Out: con.out}
@@ -132,6 +134,9 @@ func (c *runCmd) load() (*spec.Spec, error) {
 		if sp.Append = strings.TrimSpace(sp.Append + " " + c.Append); len(sp.Append) > spec.MaxAppend {
 			return nil, fmt.Errorf("--append: the command line has %d bytes, %d are allowed", len(sp.Append), spec.MaxAppend)
 		}
+	}
+	if err := sp.CheckImages(); err != nil {
+		return nil, err
 	}
 	if c.Local > 0 {
 		return sp, sp.Local(c.Local)

@@ -414,7 +414,8 @@ func (v *vm) run(ctx context.Context, r *runCmd) error {
 		defer stop()
 		logs = nodes
 	}
-	exit, err := v.start(ctx, 0, args, remote.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+	said := &tail{}
+	exit, err := v.start(ctx, 0, args, remote.Stdio{In: os.Stdin, Out: os.Stdout, Err: io.MultiWriter(os.Stderr, said)})
 	if err != nil {
 		return err
 	}
@@ -431,10 +432,12 @@ func (v *vm) run(ctx context.Context, r *runCmd) error {
 			fmt.Fprintf(os.Stderr, "--- end of the log of node %d ---\n%s", i, l.String())
 		}
 	}
+	// The reason once more, as the last line.
+	reason := said.last()
 	if exit.Error != "" {
-		fmt.Fprintln(os.Stderr, "lab: "+exit.Error)
+		reason = exit.Error
 	}
-	fmt.Fprintf(os.Stderr, "lab: ironspan run ended with exit status %d\n", exit.Code)
+	fmt.Fprintf(os.Stderr, "lab: the VM did not end well: exit status %d: %s\n", exit.Code, reason)
 	return exitStatus(exit.Code)
 }
 
@@ -543,6 +546,16 @@ func (t *tail) Write(p []byte) (int, error) {
 			t.lines = t.lines[1:]
 		}
 	}
+}
+
+// last is the last line.
+func (t *tail) last() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.lines) == 0 {
+		return ""
+	}
+	return t.lines[len(t.lines)-1]
 }
 
 func (t *tail) String() string {

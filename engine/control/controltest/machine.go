@@ -41,9 +41,22 @@ type Machine struct {
 	console  sync.WaitGroup
 	started  time.Time
 
-	Prepared, Released int    // calls
-	Kernel             string // what Prepare read of the boot images
-	Initrd             string
+	prepared, released int
+	kernel, initrd     string
+}
+
+// Calls returns how often Prepare and Release were called.
+func (m *Machine) Calls() (prepared, released int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.prepared, m.released
+}
+
+// Images returns what the last Prepare read of the boot images.
+func (m *Machine) Images() (kernel, initrd string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kernel, m.initrd
 }
 
 var _ control.Machine = (*Machine)(nil)
@@ -72,19 +85,23 @@ func (m *Machine) Prepare(ctx context.Context, job *control.Job, progress contro
 	m.mu.Lock()
 	m.job, m.progress = job, progress
 	m.over, m.overOnce = make(chan struct{}), new(sync.Once)
-	m.Prepared++
+	m.prepared++
 	over := m.over
 	m.mu.Unlock()
 	for i := range uint64(5) {
 		progress(control.Event{Phase: control.PhasePopulate, Done: i + 1, Total: 5})
 	}
-	var err error
-	if m.Kernel, err = readImage(job.Kernel); err != nil {
+	kernel, err := readImage(job.Kernel)
+	if err != nil {
 		return err
 	}
-	if m.Initrd, err = readImage(job.Initrd); err != nil {
+	initrd, err := readImage(job.Initrd)
+	if err != nil {
 		return err
 	}
+	m.mu.Lock()
+	m.kernel, m.initrd = kernel, initrd
+	m.mu.Unlock()
 	if at := m.word("prepare.node"); at == "" || at == fmt.Sprint(job.Node) {
 		switch m.word("prepare") {
 		case "error":
@@ -159,7 +176,7 @@ func (m *Machine) end(o control.Outcome) {
 func (m *Machine) Start(context.Context) error {
 	m.started = time.Now()
 	if m.mesh != nil {
-		go m.watch()
+		go m.watch(m.mesh, m.over)
 	}
 	if m.job.Node != 0 {
 		return nil
@@ -208,9 +225,9 @@ func (m *Machine) echo() {
 }
 
 // watch ends the VM when a peer is gone.
-func (m *Machine) watch() {
+func (m *Machine) watch(mesh *cluster.Mesh, over <-chan struct{}) {
 	select {
-	case p := <-m.mesh.Lost():
+	case p := <-mesh.Lost():
 		switch {
 		case p.Goodbye && p.Kind == string(control.PoweredOff):
 			m.end(control.Outcome{Kind: control.PoweredOff, Reason: p.Reason})
@@ -219,7 +236,7 @@ func (m *Machine) watch() {
 		default:
 			m.end(control.LostNode(p.Node, p.Reason))
 		}
-	case <-m.over:
+	case <-over:
 	}
 }
 
@@ -262,7 +279,7 @@ func (m *Machine) Release(context.Context) error {
 	m.console.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.Released++
+	m.released++
 	err := error(nil)
 	if m.word("release") == "error" {
 		err = errors.New("engine: a thread does not end")

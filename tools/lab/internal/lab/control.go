@@ -16,6 +16,9 @@ import (
 	"ironspan/tools/lab/internal/remote"
 )
 
+// patience is how long a supervisor may take for an answer; it does no work for one.
+const patience = 20 * time.Second
+
 type op string
 
 const (
@@ -43,7 +46,7 @@ type answer struct {
 // Status of a lab.
 type Status struct {
 	Name       string         `json:"name"`
-	State      string         `json:"state"` // booting, up, stale
+	State      string         `json:"state"` // booting, up, degraded (a server is dead), stale
 	Supervisor int            `json:"supervisor,omitempty"`
 	Since      time.Time      `json:"since,omitzero"`
 	Kernel     string         `json:"kernel,omitempty"`
@@ -101,6 +104,8 @@ func (s stream) exchange(c call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.SetDeadline(time.Now().Add(patience))
+	defer s.SetDeadline(time.Time{})
 	if _, err := s.Write(append(b, '\n')); err != nil {
 		return nil, fmt.Errorf("lab: supervisor: %w", err)
 	}
@@ -124,18 +129,20 @@ func (d Dir) Status() (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !up {
-		if _, err := os.Stat(d.Path()); err != nil {
-			return nil, fmt.Errorf("lab: %s is %w: start it with `lab up`", d.Name, ErrNotUp)
+	if up {
+		s, a, err := d.call(call{Op: opStatus})
+		if err == nil {
+			s.Close()
+			return a.Status, nil
 		}
-		return &Status{Name: d.Name, State: "stale", Dir: d.Path(), Share: d.Share()}, nil
+		if !d.waitDown(time.Second) { // else it died in this moment
+			return nil, err
+		}
 	}
-	s, a, err := d.call(call{Op: opStatus})
-	if err != nil {
-		return nil, err
+	if _, err := os.Stat(d.Path()); err != nil {
+		return nil, fmt.Errorf("lab: %s is %w: start it with `lab up`", d.Name, ErrNotUp)
 	}
-	s.Close()
-	return a.Status, nil
+	return &Status{Name: d.Name, State: "stale", Dir: d.Path(), Share: d.Share()}, nil
 }
 
 // Exec runs a command in a server.
@@ -180,10 +187,11 @@ func (d Dir) Down() (bool, error) {
 	}
 	if up {
 		if s, _, err := d.call(call{Op: opDown}); err == nil {
+			s.SetDeadline(time.Now().Add(patience))
 			io.Copy(io.Discard, s) // until the supervisor is done
 			s.Close()
 		}
-		if !d.waitDown(15 * time.Second) {
+		if !d.waitDown(5 * time.Second) {
 			// It does not answer: its death takes the servers along.
 			if err := d.killSupervisor(); err != nil {
 				return true, err

@@ -64,6 +64,8 @@ const (
 	booting = "booting"
 	running = "up"
 	dead    = "dead"
+	// degraded is a lab with a dead server.
+	degraded = "degraded"
 )
 
 // Supervise is the life of a lab. It returns when the lab is down and its state removed.
@@ -492,8 +494,11 @@ func (s *supervisor) status() *Status {
 			x.RDMA, x.Port, x.ActiveMTU, x.KVM, x.Kernel = r.RDMA, r.State, r.ActiveMTU, r.KVM, r.Kernel
 		}
 		srv.mu.Unlock()
-		if x.State == booting {
+		switch {
+		case x.State == booting:
 			st.State = booting
+		case x.State == dead && st.State == running:
+			st.State = degraded
 		}
 		if p, err := s.wire.Port(srv.n); err == nil {
 			w := p.Stats()

@@ -55,7 +55,7 @@ type Export struct {
 // cpuTCG has what L1's KVM needs to give its guests nested paging with 1 GiB pages, and nothing that is
 // slow to emulate.
 const cpuTCG = "qemu64,+svm,+npt,+vgif,+svme-addr-chk,+pdpe1gb,+rdtscp,+popcnt,+ssse3,+sse4.1,+sse4.2,+cx16," +
-	"+x2apic,+erms,+fsgsbase,+smep,+arat,+invtsc,+tsc-deadline"
+	"+x2apic,+erms,+fsgsbase,+smep,+arat"
 
 // quiet boot, no clock watchdogs that a slow emulation would trip, no mitigations of a CPU that is not there.
 const bootFlags = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable clocksource=tsc no_timer_check " +

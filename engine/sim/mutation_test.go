@@ -1,0 +1,145 @@
+package sim
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// mutants are bugs put into engine/coherence, each by replacing the one place in a file where old stands.
+var mutants = []struct{ name, file, old, new string }{
+	{
+		"requester does not wait for acknowledgements", "requester.go",
+		"if r.got&need == need {", "if true {",
+	},
+	{
+		"acknowledgement that overtakes the grant is forgotten", "requester.go",
+		"r.got |= bit(m.From)\n", "if r.granted {\nr.got |= bit(m.From)\n}\n",
+	},
+	{
+		"a write fault behind a read request asks again", "agent.go",
+		"case p.slot != 0:\n", "case p.slot != 0 && !write:\n",
+	},
+	{
+		"page of zeros installed from the slot", "requester.go",
+		"act.Msg.Flags = r.carried", "act.Msg.Flags = r.carried &^ wire.FlagZero",
+	},
+	{
+		"faults that wait for a slot are forgotten", "agent.go",
+		"if a.waiters.n > 0 {\n\t\ta.serveWaiters(now)\n\t}\n\treturn OK", "return OK",
+	},
+	{
+		"page sent before it is unmapped", "holder.go",
+		"\ta.emit(OpUnmap, f.page)\n\tp.revoke()\n\ta.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)\n",
+		"\ta.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)\n\ta.emit(OpUnmap, f.page)\n\tp.revoke()\n",
+	},
+	{
+		"owner goes on writing after a read forward", "holder.go",
+		"a.emit(OpProtect, f.page)", "",
+	},
+	{
+		"owner does not write back", "holder.go",
+		"!atHome && f.requester != home {", "!atHome && f.requester == home {",
+	},
+	{
+		"reader keeps its copy while its upgrade waits", "holder.go",
+		"if p.mode != wire.Shared {", "if p.mode != wire.Shared || p.slot != 0 {",
+	},
+	{
+		"deferred invalidation is forgotten", "agent.go",
+		"a.serve(&d.forward)", "if d.kind != wire.Inv {\na.serve(&d.forward)\n}",
+	},
+	{
+		"home does not notice that its own deferred page is gone", "agent.go",
+		"a.ownForwardServed(now, d.index)", "",
+	},
+	{
+		"home does not wait for the write-back", "home.go",
+		"\te.bits &^= busy\n\ta.advance(now, i, e)", "\te.bits &^= busy | writeBack\n\ta.advance(now, i, e)",
+	},
+	{
+		"home does not wait for the requester", "home.go",
+		"\tif need != 0 {\n\t\tr.phase = waiting\n\t}", "",
+	},
+	{
+		"home keeps its own copy", "home.go",
+		"\ta.invalidate(page, &a.pages[i])\n", "",
+	},
+	{
+		"home forgets the old owner, who still reads", "home.go",
+		"e.sharers = bit(e.owner) | bit(r.requester)", "e.sharers = bit(r.requester)",
+	},
+	{
+		"home forgets a reader", "home.go",
+		"e.sharers |= bit(r.requester)", "e.sharers = bit(r.requester)",
+	},
+	{
+		"home does not send data to an upgrade that lost its copy", "home.go",
+		"bare := r.kind == wire.Upgrade && e.sharers&bit(r.requester) != 0", "bare := r.kind == wire.Upgrade",
+	},
+	{
+		"page of zeros not written back", "home.go",
+		"if m.Flags&wire.FlagZero != 0 {", "if false {",
+	},
+	{
+		"next request not begun", "home.go",
+		"\te.bits &^= busy\n\ta.advance(now, i, e)", "\te.bits &^= busy",
+	},
+	{
+		"tenure without a bound", "tenure.go",
+		"base, limit := a.policy.levels[1], a.policy.levels[l]", "base, limit := a.policy.levels[1], 1000*a.policy.levels[l]",
+	},
+}
+
+// TestMutants puts one bug after the other into the protocol and runs TestSim on it, which has to fail. It
+// says how many of TestSim's seeds that took.
+func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package once for each mutant")
+	}
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		t.Skip("needs the go tool to build the mutants")
+	}
+	rooms, err := filepath.Abs("../coherence")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`seed (\d+): (.*)`)
+	for _, m := range mutants {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			path := filepath.Join(rooms, m.file)
+			src, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(src), m.old); n != 1 {
+				t.Fatalf("%q stands %d times in %s: the mutant has to be adapted", m.old, n, m.file)
+			}
+			dir := t.TempDir()
+			mutant := filepath.Join(dir, m.file)
+			if err := os.WriteFile(mutant, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			overlay, err := json.Marshal(map[string]map[string]string{"Replace": {path: mutant}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			list := filepath.Join(dir, "overlay.json")
+			if err := os.WriteFile(list, overlay, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(goTool, "test", "-overlay", list, "-vet=off", "-count=1", "-timeout=120s", "-run=^TestSim$", ".", "-seeds=99")
+			out, err := cmd.CombinedOutput()
+			hit := found.FindSubmatch(out)
+			if err == nil || hit == nil {
+				t.Fatalf("not found (%v):\n%s", err, out)
+			}
+			t.Logf("seed %s: %s", hit[1], hit[2])
+		})
+	}
+}
