@@ -262,6 +262,11 @@ func (n *node) newVM(offset int64) error {
 		Slots: n.memory.memorySlots(n.plan), Bus: n.bus, Remote: remote{n}, CPUID: cpuid, Topology: topology(n.plan),
 		TSCKHz: n.me().TSCKHz, TSCOffset: offset, Stretch: stretch(dilated(n.plan.Nodes[0].TSCKHz, n.plan.Dilate)),
 	}
+	cfg.Idle = func(idle bool) {
+		for _, s := range n.memory.shards {
+			s.SetIdle(idle)
+		}
+	}
 	if n.self == platformNode {
 		cfg.EOI = func(vector uint8) { n.platform.ioapic.EOI(vector) }
 	}

@@ -111,6 +111,7 @@ func addAgent(c map[string]uint64, s *coherence.Stats) {
 	c["upgrade_faults"] += s.UpgradeFaults
 	c["stale_faults"] += s.StaleFaults
 	c["follower_faults"] += s.FollowerFaults
+	c["companions"] += s.Companions
 	c["upgrades_bare"] += s.UpgradesBare
 	c["upgrades_carried"] += s.UpgradesCarried
 	c["zero_grants"] += s.ZeroGrants

@@ -110,7 +110,14 @@ type Shard struct {
 
 	metrics Metrics
 	stop    atomic.Bool
-	shot    shot
+
+	// idle is what SetIdle last said; told is what the agent knows of it, the thread's own. withholding is set
+	// while the thread sleeps with deferrals: then SetIdle has to wake it. It is set before idle is looked at,
+	// and idle is set before withholding is.
+	idle        atomic.Bool
+	told        bool
+	withholding atomic.Bool
+	shot        shot
 }
 
 // current is the fault that is being handled, if page is not noPage.
@@ -218,6 +225,15 @@ func (s *Shard) Stop() {
 	s.rouse()
 }
 
+// SetIdle says whether all vCPUs of this node are halted: then pages that the shard withholds for them are given up.
+// Any thread; it costs a store, and a system call where pages are withheld.
+func (s *Shard) SetIdle(idle bool) {
+	s.idle.Store(idle)
+	if idle && s.withholding.Load() {
+		s.rouse()
+	}
+}
+
 // rouse ends the thread's sleep, or keeps the next one from lasting.
 func (s *Shard) rouse() {
 	one := [8]byte{1}
@@ -291,6 +307,12 @@ func (s *Shard) loop() {
 		if readFaults {
 			faults = s.serveFaults(now)
 		}
+		if idle := s.idle.Load(); idle != s.told {
+			s.told = idle
+			s.agent.Idle(now, idle)
+			s.perform(now)
+			s.ep.Flush()
+		}
 		due := s.agent.Next() <= now
 		if due {
 			s.agent.Tick(now)
@@ -355,6 +377,11 @@ func (s *Shard) sleep(now int64) bool {
 		wait := max(next-now, 0)
 		s.timeout = unix.Timespec{Sec: wait / 1e9, Nsec: wait % 1e9}
 		timeout = &s.timeout
+	}
+	s.withholding.Store(timeout != nil)
+	defer s.withholding.Store(false)
+	if s.idle.Load() != s.told {
+		return true
 	}
 	s.metrics.Sleeps.Add(1)
 	for i := range s.fds {

@@ -17,6 +17,11 @@ func (v *vcpu) loop() error {
 		if v.state.And(^uint32(stateInGuest|stateKicked))&stateStop != 0 {
 			return nil
 		}
+		if offset := v.vm.tscOffset.Load(); offset != v.offset {
+			if err := v.shiftTSC(offset); err != nil {
+				return err
+			}
+		}
 		if ev := v.lapic.Sync(); ev != (apic.Events{}) {
 			if errno := v.apply(ev); errno != 0 {
 				return v.failed("apply INIT or startup IPI", errno)
@@ -26,7 +31,7 @@ func (v *vcpu) loop() error {
 			v.pause(false, 0)
 			continue
 		}
-		now := v.vm.GuestTSC()
+		now := v.now()
 		v.lapic.Advance(now)
 		vector, pending := v.lapic.Pending()
 		if v.halted {
@@ -51,13 +56,16 @@ func (v *vcpu) loop() error {
 			continue
 		}
 		errno := ioctlRun(v.fd)
-		v.state.And(^uint32(stateInGuest))
+		before := v.state.And(^uint32(stateInGuest))
 		if cr8 := v.run.CR8; cr8 != v.cr8 {
 			v.lapic.SetTPR(uint8(cr8 << 4))
 		}
 		// exit_reason is stale unless the errno is 0.
 		switch errno {
 		case 0:
+			if before&stateKicked != 0 && takeKick(&v.info) { // or it would end the next entry at once
+				v.armedAt = 0
+			}
 			if fatal := v.exit(v.run.ExitReason); fatal {
 				return v.exitError()
 			}
@@ -71,7 +79,7 @@ func (v *vcpu) loop() error {
 			if v.vm.Stopped() { // its memory may be on the way out already
 				return nil
 			}
-			return v.failed("KVM_RUN", errno)
+			return v.runFailed(errno)
 		}
 	}
 }
@@ -162,15 +170,15 @@ func (v *vcpu) arm(deadline, now uint64) unix.Errno {
 
 // pause waits for a kick, with a deadline until that: busily for a short time, then asleep.
 func (v *vcpu) pause(timed bool, deadline uint64) {
-	if !v.state.CompareAndSwap(0, stateInGuest) {
+	if v.vm.haltPoll > 0 && v.poll(timed, deadline) {
 		return
 	}
-	if v.vm.haltPoll > 0 && v.poll(timed, deadline) {
+	if !v.state.CompareAndSwap(0, stateInGuest) {
 		return
 	}
 	ns := int64(1 << 62)
 	if timed {
-		now := v.vm.GuestTSC()
+		now := v.now()
 		if now >= deadline {
 			return
 		}
@@ -178,32 +186,37 @@ func (v *vcpu) pause(timed bool, deadline uint64) {
 	}
 	v.sleep = unix.NsecToTimespec(ns)
 	v.stats[Sleeps].Add(1)
+	if v.vm.awake.Add(-1) == 0 {
+		v.vm.idle(true)
+	}
 	if awaitKick(&v.info, &v.sleep) {
 		v.armedAt = 0
 	}
+	if v.vm.awake.Add(1) == 1 {
+		v.vm.idle(false)
+	}
 }
 
-// poll looks for a kick or the deadline until halt polling is over. It reports whether there was one. A
-// signal that comes late stays pending and ends the next entry at once.
+// poll looks for a kick or the deadline until halt polling is over, and reports whether there was one. Kicks
+// need no signal meanwhile.
 func (v *vcpu) poll(timed bool, deadline uint64) bool {
-	start := HostTSC()
-	offset := uint64(v.vm.tscOffset.Load())
+	start := v.now()
 	span := uint64(v.vm.haltPoll) * v.vm.tscKHz / 1_000_000
-	for {
-		if v.state.Load()&(stateKicked|stateStop) != 0 {
-			if takeKick(&v.info) {
-				v.armedAt = 0
-			}
+	for now := start; now-start < span; now = v.now() {
+		if v.state.Load() != 0 || timed && now >= deadline {
 			return true
-		}
-		now := HostTSC()
-		if timed && now+offset >= deadline {
-			return true
-		}
-		if now-start >= span {
-			return false
 		}
 	}
+	return false
+}
+
+// shiftTSC follows a new offset of the TSC. An alarm that is set is for another time now.
+func (v *vcpu) shiftTSC(offset int64) error {
+	if err := setTSCOffset(v.fd, offset); err != nil {
+		return fmt.Errorf("kvmhost: vcpu %d: set tsc offset: %w", v.index, err)
+	}
+	v.offset, v.armedAt = offset, 0
+	return nil
 }
 
 // Exit reasons that gokvm does not name (linux/kvm.h).
@@ -290,7 +303,7 @@ func (v *vcpu) mmio(m *mmioExit) {
 
 // lapicAccess stays on this thread: an IPI is a post into its destinations, nothing more.
 func (v *vcpu) lapicAccess(off uint64, data []byte, write bool) {
-	now := v.vm.GuestTSC()
+	now := v.now()
 	if !write {
 		v.lapic.Read(now, off, data)
 		return
@@ -312,7 +325,7 @@ func (v *vcpu) readMSR(m *msrExit) {
 
 func (v *vcpu) writeMSR(m *msrExit) {
 	m.Error = 0
-	if !v.lapic.WriteMSR(v.vm.GuestTSC(), m.Index, m.Data) {
+	if !v.lapic.WriteMSR(v.now(), m.Index, m.Data) {
 		m.Error = 1
 	}
 }
@@ -321,6 +334,15 @@ func fillOnes(data []byte) {
 	for i := range data {
 		data[i] = 0xff
 	}
+}
+
+// runFailed explains an error of KVM_RUN.
+func (v *vcpu) runFailed(errno unix.Errno) error {
+	const exitMemoryFault = 39 // comes with EFAULT on newer kernels: flags, address, size
+	if errno == unix.EFAULT && v.run.ExitReason == exitMemoryFault {
+		return v.failed(fmt.Sprintf("KVM_RUN: no memory behind guest address %#x", v.run.Data[1]), errno)
+	}
+	return v.failed("KVM_RUN", errno)
 }
 
 // failed is the error for a system call that should not fail.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ironspan/kvmhost/apic"
 	"ironspan/kvmhost/minivm"
 )
@@ -394,6 +396,55 @@ func TestStop(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStopInUserfault stops a vCPU that waits for a page that never comes.
+func TestStopInUserfault(t *testing.T) {
+	a := minivm.NewAsm().MovImm(minivm.RBX, 0x400000).Out8(0xf2).Load(minivm.RAX, minivm.RBX, 0).Label("end").Jmp("end")
+	g := newGuest(t, 1, minivm.Config{Code: [][]byte{a.Bytes()}}, nil)
+	uffd := missing(t, g.ram[0x400000:0x401000])
+	defer func() { unix.Close(uffd) }()
+	var up tally
+	g.port(0xf2, &up)
+	g.start()
+	waitFor(t, "start", func() bool { return up.n.Load() > 0 })
+	time.Sleep(20 * time.Millisecond) // it waits in the kernel now
+	g.vm.Stop()
+	select {
+	case err := <-g.run:
+		g.run = nil
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(2 * time.Second):
+		t.Log("this kernel does not let signals into the wait; closing the userfaultfd")
+		unix.Close(uffd)
+		uffd = -1
+		if err := g.wait(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestShiftTSC moves the guest's TSC while it runs.
+func TestShiftTSC(t *testing.T) {
+	needKVM(t)
+	if s, _ := Probe(); !s.TSCOffset {
+		t.Skip("this KVM gives guests the host's TSC")
+	}
+	const step = 1 << 50
+	a := minivm.NewAsm().MovImm(minivm.RBX, dataAddr).MovImm(minivm.RCX, step).Out8(0xf2)
+	a.Label("top").Rdtsc().Cmp(minivm.RAX, minivm.RCX).Jcc(minivm.Below, "top").Out8(donePort).Label("end").Jmp("end")
+	g := newGuest(t, 1, minivm.Config{Code: [][]byte{a.Bytes()}}, func(c *Config) { c.TSCOffset = -int64(HostTSC()) })
+	g.port(0xf2, onWrite(func([]byte) {
+		go func() {
+			time.Sleep(5 * time.Millisecond)
+			if err := g.vm.SetTSCOffset(g.vm.tscOffset.Load() + step); err != nil {
+				t.Error(err)
+			}
+		}()
+	}))
+	g.runToEnd()
 }
 
 func TestStopBeforeRun(t *testing.T) {

@@ -49,6 +49,7 @@ var required = []struct {
 	{kvm.CapImmediateExit, "immediate exit (Linux 4.11)"},
 	{kvm.CapX86UserSpaceMSR, "MSR exits (Linux 5.10)"},
 	{kvm.CapX86MSRFilter, "MSR filters (Linux 5.10)"},
+	{kvm.CapEnforcePVFeatureCPUID, "enforcement of paravirtual features' absence (Linux 5.10)"},
 	{kvm.CapVCPUAttributes, "vCPU attributes (Linux 5.16)"},
 }
 

@@ -52,7 +52,8 @@ func Counters() []Counter {
 	return all
 }
 
-// counters are written by the vCPU's thread (KicksSent by those who kick) and read by anybody.
+// counters are written by the vCPU's thread and read by anybody. KicksSent is counted elsewhere, by those who
+// kick.
 type counters [counterCount]atomic.Uint64
 
 // Stats is a snapshot of a vCPU's counters, indexed by Counter.
@@ -73,5 +74,6 @@ func (vm *VM) Stats(vcpu int) Stats {
 	for i := range s {
 		s[i] = vm.vcpus[vcpu].stats[i].Load()
 	}
+	s[KicksSent] = vm.vcpus[vcpu].kicks.Load()
 	return s
 }

@@ -26,7 +26,7 @@ const (
 	stateStop
 )
 
-// vcpu is one virtual CPU. Everything but state, tid and the LAPIC's posted part belongs to its thread.
+// vcpu is one virtual CPU. Everything but shared and the LAPIC's posted part belongs to its thread.
 type vcpu struct {
 	fd    int
 	index int
@@ -34,10 +34,10 @@ type vcpu struct {
 	vm    *VM
 	lapic *apic.LAPIC
 
-	state atomic.Uint32
-	tid   atomic.Int32 // thread to signal
+	shared
 
-	waitSIPI bool // waits for a startup IPI
+	offset   int64 // guest TSC less host TSC, as last told to KVM
+	waitSIPI bool  // waits for a startup IPI
 	halted   bool
 	nmi      bool   // an NMI is to be injected
 	cr8      uint64 // as last told to KVM
@@ -56,6 +56,15 @@ type vcpu struct {
 	resetSregs kvm.Sregs
 
 	stats counters
+}
+
+// shared is what other threads write, on cache lines of its own.
+type shared struct {
+	_     [64]byte
+	state atomic.Uint32
+	tid   atomic.Int32  // thread to signal
+	kicks atomic.Uint64 // signals sent to it
+	_     [64]byte
 }
 
 func newVCPU(vm *VM, index int, vc VCPUConfig, c Config, runSize int) (_ *vcpu, err error) {
@@ -86,9 +95,14 @@ func newVCPU(vm *VM, index int, vc VCPUConfig, c Config, runSize int) (_ *vcpu, 
 	if err := setSignalMask(v.fd, ^sigBit(kickSignal)); err != nil {
 		return nil, fmt.Errorf("set signal mask: %w", err)
 	}
-	// Each vCPU is set, to 0 too: KVM starts a vCPU's TSC at 0 otherwise.
-	if err := setTSCOffset(v.fd, c.TSCOffset); err != nil {
+	// To 0 as well: KVM starts a vCPU's TSC at 0 otherwise.
+	v.offset = c.TSCOffset
+	if err := setTSCOffset(v.fd, v.offset); err != nil {
 		return nil, fmt.Errorf("set tsc offset: %w", err)
+	}
+	// KVM's paravirtual MSRs share pages with the kernel; without this it takes them though CPUID has none.
+	if err := enableCap(v.fd, capEnforcePV, 1); err != nil {
+		return nil, fmt.Errorf("hide paravirtual features: %w", err)
 	}
 	if f := cpuid.find(leafFeatures, 0); f != nil && f.EDX&(1<<12) != 0 {
 		if err := setMSR(v.fd, msrMTRRDefType, mtrrWriteBack); err != nil {
@@ -147,11 +161,14 @@ func (v *vcpu) stop() {
 
 // signal interrupts the thread. The only error there can be is that it has ended.
 func (v *vcpu) signal() {
-	v.stats[KicksSent].Add(1)
+	v.kicks.Add(1)
 	unix.Tgkill(pid, int(v.tid.Load()), kickSignal)
 }
 
 var pid = os.Getpid()
+
+// now is the guest's TSC.
+func (v *vcpu) now() uint64 { return HostTSC() + uint64(v.offset) }
 
 // thread is the life of a vCPU's thread. The goroutine never unlocks it, so the thread, with its signal mask
 // and affinity, ends with it.

@@ -62,6 +62,9 @@ type Config struct {
 	TSCOffset int64
 	// Stretch multiplies the distance of the guest's TSC deadlines; zero: not. See apic.Config.
 	Stretch apic.Ratio
+	// Idle is told, on a vCPU's thread, when the last of this node's vCPUs goes to sleep in a halt, and when the
+	// first wakes again. It must be quick. Nil: nobody is.
+	Idle func(idle bool)
 	// HaltPoll is how long a halted vCPU looks for work before its thread sleeps.
 	HaltPoll time.Duration
 }
@@ -77,9 +80,11 @@ type VM struct {
 	eoi    func(uint8)
 	remote Remote
 	kickFn func(int)
+	idle   func(bool)
+	awake  atomic.Int32 // vCPU threads that are not asleep in a halt or before their startup IPI
 
 	tscKHz    uint64
-	tscOffset atomic.Int64 // guest TSC less host TSC; vCPU threads read it
+	tscOffset atomic.Int64 // guest TSC less host TSC, as wanted; each vCPU's thread follows
 	haltPoll  int64        // ns
 
 	mu      sync.Mutex // guards what follows
@@ -95,6 +100,7 @@ const (
 	capMSRExits   = 188 // KVM_CAP_X86_USER_SPACE_MSR
 	capMSRFilter  = 189 // KVM_CAP_X86_MSR_FILTER
 	capNoExits    = 143 // KVM_CAP_X86_DISABLE_EXITS
+	capEnforcePV  = 190 // KVM_CAP_ENFORCE_PV_FEATURE_CPUID
 	pmuCapDisable = 1   // KVM_PMU_CAP_DISABLE
 	noExitMWAIT   = 1   // KVM_X86_DISABLE_EXITS_MWAIT
 
@@ -143,6 +149,10 @@ func New(c Config) (_ *VM, err error) {
 
 	vm := &VM{fd: -1, bus: c.Bus, eoi: c.EOI, remote: c.Remote, tscKHz: c.TSCKHz, haltPoll: int64(c.HaltPoll)}
 	vm.kickFn = vm.kick
+	if vm.idle = c.Idle; vm.idle == nil {
+		vm.idle = func(bool) {}
+	}
+	vm.awake.Store(int32(len(c.VCPUs)))
 	vm.tscOffset.Store(c.TSCOffset)
 	if vm.bus == nil {
 		vm.bus = bus.New()
@@ -352,22 +362,18 @@ func (vm *VM) GuestTSC() uint64 { return HostTSC() + uint64(vm.tscOffset.Load())
 // TSCKHz is the frequency at which the guest's TSC really runs.
 func (vm *VM) TSCKHz() uint64 { return vm.tscKHz }
 
-// SetTSCOffset changes the guest's TSC on each vCPU. The guest must not see time run backwards: give a later
-// one than before. Any thread, before Run best, where all vCPUs change at one time.
+// SetTSCOffset changes the guest's TSC. Each vCPU follows when it next leaves the guest, to which it is kicked: for
+// so long vCPUs disagree by the change. The guest must not see time run backwards: only ever add, and while it
+// runs only less than what two vCPUs can notice. Any thread.
 func (vm *VM) SetTSCOffset(offset int64) error {
 	if s, err := Probe(); err != nil {
 		return err
 	} else if offset != 0 && !s.TSCOffset {
 		return notSupported("this KVM gives guests the host's TSC")
 	}
-	for i, v := range vm.vcpus {
-		if err := setTSCOffset(v.fd, offset); err != nil {
-			return fmt.Errorf("kvmhost: vcpu %d: set tsc offset: %w", i, err)
-		}
-	}
 	vm.tscOffset.Store(offset)
 	for _, v := range vm.vcpus {
-		v.kick() // deadlines have moved
+		v.kick()
 	}
 	return nil
 }

@@ -303,6 +303,11 @@ case "${1:-}" in
 	lab_probe
 	exit
 	;;
+--backports-of) # CODENAME FILE...: what would be derived from these sources; for tests
+	shift
+	backports_of "$@"
+	exit
+	;;
 -h | --help)
 	sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
 	exit 0

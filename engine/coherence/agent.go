@@ -50,6 +50,7 @@ type Agent struct {
 	spell  spell
 
 	companions companions
+	idle       bool // no vCPU of this node runs
 	hot        sketch
 
 	actions []Action
@@ -282,15 +283,33 @@ func (a *Agent) Tick(now int64) {
 			a.pushDeferral(d)
 			continue
 		}
-		p.marks &^= deferred
-		a.stats.DeferredNs += uint64(max(now-d.came, 0))
-		a.serve(&d.forward)
-		if a.isHome(d.page) && d.kind != wire.Inv {
-			a.ownForwardServed(now, d.index)
-		}
+		a.serveDeferred(now, &d)
 	}
 	if a.waiters.n > 0 {
 		a.serveWaiters(now)
+	}
+}
+
+// Idle says whether all vCPUs of this node are halted. A node that does not run has no use for its tenures:
+// what it put off is done, and nothing is put off until it runs again.
+func (a *Agent) Idle(now int64, idle bool) {
+	a.idle = idle
+	for idle && len(a.deferrals) > 0 {
+		d := a.popDeferral()
+		a.serveDeferred(now, &d)
+	}
+	if a.waiters.n > 0 {
+		a.serveWaiters(now)
+	}
+}
+
+// serveDeferred does what was put off.
+func (a *Agent) serveDeferred(now int64, d *deferral) {
+	a.pages[d.index].marks &^= deferred
+	a.stats.DeferredNs += uint64(max(now-d.came, 0))
+	a.serve(&d.forward)
+	if a.isHome(d.page) && d.kind != wire.Inv {
+		a.ownForwardServed(now, d.index)
 	}
 }
 

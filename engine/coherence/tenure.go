@@ -159,8 +159,8 @@ func (a *Agent) beginTenure(now int64, p *local, r *request) {
 // no more than half of the time when nodes take turns.
 func (a *Agent) holdUntil(now int64, p *local) int64 {
 	l := p.level()
-	if l == 0 || p.slot != 0 {
-		return 0 // no tenure; or the node waits to write, behind the one who wants the page
+	if l == 0 || p.slot != 0 || a.idle {
+		return 0 // no tenure; or the node waits to write, behind the one who wants the page; or it has no use for it
 	}
 	base, limit := a.policy.levels[1], a.policy.levels[l]
 	tick := now >> clockShift

@@ -18,7 +18,12 @@ type node struct {
 	since  map[wire.PFN]int64 // when a page was asked for
 	tickAt int64
 	vcpus  []vcpu
+
+	unasked uint64 // pages installed that no vCPU had faulted on
 }
+
+// companions is how many pages the agent has asked for on its own account.
+func (n *node) companions() uint64 { return n.agent.Stats().Companions }
 
 // poison is what a receive slot holds that nothing was written to, or whose page was installed.
 const poison = 0xdead_0000_0000_0000
@@ -80,6 +85,10 @@ func (c *cluster) message(n *node, m *wire.Message, chain int) {
 		return
 	}
 	c.perform(n)
+	if c.cfg.Idle > 0 && c.rng.Float64() < c.cfg.Idle {
+		n.agent.Idle(c.now, c.rng.IntN(2) == 0)
+		c.perform(n)
+	}
 	if c.cfg.Repeat > 0 && c.rng.Float64() < c.cfg.Repeat {
 		if s := n.agent.Step(c.now, m); s == coherence.OK || len(n.agent.Actions()) > 0 {
 			c.fail("node %d accepts a second %v from node %d for page %d of node %d", n.id, m.Kind, m.From, m.Page, m.Requester)
@@ -213,8 +222,10 @@ func (c *cluster) install(n *node, a *coherence.Action) {
 func (c *cluster) served(n *node, page wire.PFN) {
 	c.costs.served(n.id, page)
 	since, ok := n.since[page]
-	if !ok {
-		c.fail("node %d gets page %d, for which it did not ask", n.id, page)
+	if !ok { // a companion, then
+		if n.unasked++; n.unasked > n.companions() {
+			c.fail("node %d gets page %d, for which it did not ask", n.id, page)
+		}
 		return
 	}
 	delete(n.since, page)

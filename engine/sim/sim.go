@@ -53,6 +53,7 @@ type Config struct {
 	Latency      [2]time.Duration
 	FaultLatency time.Duration
 	Clogged      float64       // share of the links that are ten times slower
+	Idle         float64       // share of the messages upon which the node's vCPUs count as halted, or as running again
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
 }

