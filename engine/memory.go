@@ -174,9 +174,10 @@ func (m *memoryHalf) threads(p *spec.Plan) int {
 	return most + perNode
 }
 
-// startShards lets the shards serve. A shard that fails ends the VM.
-func (m *memoryHalf) startShards(n *node) {
+// startShards lets the shards serve, with clocks that began at zero. A shard that fails ends the VM.
+func (m *memoryHalf) startShards(n *node, zero time.Time) {
 	for _, s := range m.shards {
+		s.SetZero(zero)
 		m.runs.Go(func() {
 			if err := s.Run(); err != nil {
 				n.end(control.Outcome{Kind: control.Failed, Reason: err.Error()})

@@ -114,11 +114,13 @@ func (n *node) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	n.state(control.PhaseConnected, "")
-	n.memory.startShards(n)
 	offset, err := n.startLane(ctx)
 	if err != nil {
 		return err
 	}
+	// The guest's TSC is the one clock that all nodes have.
+	guest := kvmhost.HostTSC() + uint64(offset)
+	n.memory.startShards(n, time.Now().Add(-time.Duration(kvmhost.TSCToNs(guest, n.me().TSCKHz))))
 	if err := n.newVM(offset); err != nil {
 		return err
 	}

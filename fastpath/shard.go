@@ -283,7 +283,11 @@ func pin(cpu int) (restore func(), err error) {
 	}, nil
 }
 
-// clock returns nanoseconds since the shard was made. Only the monotonic clock is read.
+// SetZero sets the zero of the shard's clock, by which nodes take turns: the same instant on all nodes, as closely
+// as is known. Before Run.
+func (s *Shard) SetZero(zero time.Time) { s.base = zero }
+
+// clock returns nanoseconds since the clock's zero. Only the monotonic clock is read.
 func (s *Shard) clock() int64 { return int64(time.Since(s.base)) }
 
 func (s *Shard) loop() {

@@ -59,7 +59,11 @@ func (v *vcpu) exitError() error {
 	d := &v.run.Data
 	switch reason := v.run.ExitReason; reason {
 	case uint32(kvm.EXITSHUTDOWN):
-		return v.describe("triple fault (KVM_EXIT_SHUTDOWN)")
+		e := v.describe("triple fault (KVM_EXIT_SHUTDOWN)")
+		if e.Regs.RIP == v.resetRegs.RIP && e.Regs.RSP == 0 {
+			e.Reason += ", registers lost (SVM resets the vCPU)"
+		}
+		return e
 	case uint32(kvm.EXITINTERNALERROR):
 		return v.describe(internalError(d))
 	case uint32(kvm.EXITFAILENTRY):

@@ -2,6 +2,7 @@ package kvmhost
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ import (
 //	IRONSPAN_KERNEL   bzImage; without it the test is skipped
 //	IRONSPAN_INITRD   initramfs; without it testinit is built
 //	IRONSPAN_DILATE   how many times faster than real the guest believes its TSC to be: list, default 1
-//	IRONSPAN_VCPUS    list, default 1,2
+//	IRONSPAN_VCPUS    list, default 1,2,1+1: vCPUs for each NUMA node
 //	IRONSPAN_APPEND   more command line
 //	IRONSPAN_TIMEOUT  of one boot, default 5m
 //
@@ -55,32 +56,29 @@ func TestBootLinux(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, dilate := range list(t, "IRONSPAN_DILATE", "1") {
-		for _, vcpus := range list(t, "IRONSPAN_VCPUS", "1,2") {
-			t.Run(fmt.Sprintf("dilate=%d/vcpus=%d", dilate, vcpus), func(t *testing.T) {
-				bootLinux(t, kernel, ramdisk, vcpus, dilate)
+	for _, dilate := range strings.Split(cmp.Or(os.Getenv("IRONSPAN_DILATE"), "1"), ",") {
+		for _, vcpus := range strings.Split(cmp.Or(os.Getenv("IRONSPAN_VCPUS"), "1,2,1+1"), ",") {
+			t.Run("dilate="+dilate+"/vcpus="+vcpus, func(t *testing.T) {
+				bootLinux(t, kernel, ramdisk, numbers(t, vcpus), numbers(t, dilate)[0])
 			})
 		}
 	}
 }
 
-func list(t *testing.T, name, otherwise string) (out []int) {
+// numbers reads some with plus signs between.
+func numbers(t *testing.T, s string) (out []int) {
 	t.Helper()
-	s := os.Getenv(name)
-	if s == "" {
-		s = otherwise
-	}
-	for f := range strings.SplitSeq(s, ",") {
+	for f := range strings.SplitSeq(s, "+") {
 		n, err := strconv.Atoi(f)
 		if err != nil || n < 1 {
-			t.Fatalf("%s: %q", name, s)
+			t.Fatalf("%q: want positive numbers", s)
 		}
 		out = append(out, n)
 	}
 	return out
 }
 
-func bootLinux(t *testing.T, kernel, ramdisk []byte, vcpus, dilate int) {
+func bootLinux(t *testing.T, kernel, ramdisk []byte, perNode []int, dilate int) {
 	const ram = boot.RAM(512 << 20)
 	view, err := unix.Mmap(-1, 0, int(ram), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
@@ -88,20 +86,25 @@ func bootLinux(t *testing.T, kernel, ramdisk []byte, vcpus, dilate int) {
 	}
 	defer unix.Munmap(view)
 
-	ids, topology, err := PlanAPICIDs([]int{vcpus})
+	ids, topology, err := PlanAPICIDs(perNode)
 	if err != nil {
 		t.Fatal(err)
 	}
-	machine := acpi.Config{Memory: []acpi.Memory{{GPA: 0, Size: uint64(ram)}}}
+	machine := acpi.Config{}
 	c := Config{
 		Slots:    []Slot{{Size: uint64(ram), HVA: addressOfBytes(view)}},
 		Bus:      bus.New(),
 		Topology: topology,
 	}
-	for i, id := range ids[0] {
-		c.VCPUs = append(c.VCPUs, VCPUConfig{APICID: id, CPU: -1, BSP: i == 0})
-		machine.VCPUs = append(machine.VCPUs, acpi.VCPU{APICID: id})
+	share := uint64(ram) / uint64(len(perNode)) &^ (2<<20 - 1)
+	for node := range ids {
+		machine.Memory = append(machine.Memory, acpi.Memory{GPA: uint64(node) * share, Size: share, Node: node})
+		for _, id := range ids[node] {
+			c.VCPUs = append(c.VCPUs, VCPUConfig{APICID: id, CPU: -1, BSP: len(c.VCPUs) == 0})
+			machine.VCPUs = append(machine.VCPUs, acpi.VCPU{APICID: id, Node: node})
+		}
 	}
+	vcpus := len(c.VCPUs)
 	var ioapic *apic.IOAPIC
 	c.EOI = func(vector uint8) { ioapic.EOI(vector) }
 	vm, err := New(c)

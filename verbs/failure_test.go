@@ -35,7 +35,8 @@ func TestRefusedRequests(t *testing.T) {
 	qpNoWrite := func(c *pairConfig) { c.port.Access = verbs.RemoteRead }
 	readOnly := func(c *pairConfig) { c.access = 0 }
 	access := []verbs.Status{verbs.StatusRemoteAccess}
-	local := []verbs.Status{verbs.StatusLocalProtection, verbs.StatusFlushed} // rxe says flushed
+	// The latter two: rxe of Linux 6.12 and of 6.1.
+	local := []verbs.Status{verbs.StatusLocalProtection, verbs.StatusFlushed, verbs.StatusLocalQPOperation}
 	for _, c := range []struct {
 		name   string
 		change func(*pairConfig)

@@ -278,7 +278,7 @@ func (a *Agent) Tick(now int64) {
 	for len(a.deferrals) > 0 && a.deferrals[0].due <= now {
 		d := a.popDeferral()
 		p := &a.pages[d.index]
-		if due := a.holdUntil(now, p); due > now {
+		if due := a.holdUntil(now, p, d.requester); due > now {
 			d.due = due
 			a.pushDeferral(d)
 			continue

@@ -53,7 +53,7 @@ func (a *Agent) deferForward(now int64, f *forward) bool {
 	if p.level() == 0 || p.is(deferred) {
 		return false
 	}
-	due := a.holdUntil(now, p)
+	due := a.holdUntil(now, p, f.requester)
 	if due <= now {
 		return false
 	}

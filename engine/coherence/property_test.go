@@ -298,7 +298,7 @@ func TestTenureBound(t *testing.T) {
 					a.beginTenure(now, &a.pages[1], &request{tenure: 50000, robbed: true})
 				}
 			}
-			until := a.holdUntil(now, p)
+			until := a.holdUntil(now, p, 1)
 			bound := base + a.policy.levels[a.policy.levelOf(tenure)]
 			if until > now && (until > bound || now >= bound) {
 				t.Fatalf("at %d kept until %d, won at %d with %d", now-base, until-base, 0, tenure)

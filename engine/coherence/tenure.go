@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/bits"
 	"time"
+
+	"ironspan/engine/wire"
 )
 
 // tenureMax bounds Tenure.Max and Tenure.Window, far below where the clocks of policy wrap.
@@ -52,13 +54,14 @@ type policy struct {
 	stampShift uint                 // log2 of a stamp's nanoseconds
 	window     uint16               // in stamps
 	busy       [levelMax + 1]uint16 // window and tenure by level, in stamps
+	turn       int64                // how long a node has the right of way
 }
 
 func newPolicy(t Tenure) policy {
 	if t.Base == 0 {
-		return policy{stampShift: 20, window: 1, busy: [levelMax + 1]uint16{1}} // moves count all the same
+		return policy{turn: 1, stampShift: 20, window: 1, busy: [levelMax + 1]uint16{1}} // moves count all the same
 	}
-	p := policy{max: int64(t.Max)}
+	p := policy{max: int64(t.Max), turn: max(int64(t.Max)/4, 1)}
 	p.stampShift = uint(max(bits.Len64(uint64(t.Window))-6, 0))
 	p.window = uint16(int64(t.Window) >> p.stampShift)
 	p.busy[0] = p.window
@@ -156,8 +159,9 @@ func (a *Agent) beginTenure(now int64, p *local, r *request) {
 // A page is kept for the least tenure in any case, so that the vCPU that waited for it gets to use it. What
 // was won in the present spell is kept while the node still waits for another page that was taken from it,
 // up to the page's own tenure; and after that for as long as the spell took, so that collecting pages takes
-// no more than half of the time when nodes take turns.
-func (a *Agent) holdUntil(now int64, p *local) int64 {
+// no more than half of the time when nodes take turns. Two nodes that collect at the same time would block each
+// other crosswise, so one that collects only insists against nodes that it has the right of way over.
+func (a *Agent) holdUntil(now int64, p *local, requester wire.NodeID) int64 {
 	l := p.level()
 	if l == 0 || p.slot != 0 || a.idle {
 		return 0 // no tenure; or the node waits to write, behind the one who wants the page; or it has no use for it
@@ -170,13 +174,32 @@ func (a *Agent) holdUntil(now int64, p *local) int64 {
 	}
 	end := since + base
 	if s := &a.spell; since >= s.start>>clockShift<<clockShift {
-		if s.asked > 0 {
+		switch {
+		case s.asked == 0:
+			end = max(end, s.last+max(base, min(s.last-s.start, a.policy.turn)))
+		case a.precedes(now, requester):
 			end = max(end, now+base)
-		} else {
-			end = max(end, s.last+max(base, s.last-s.start))
 		}
 	}
 	return min(end, since+limit)
+}
+
+// fewNodes is up to how many nodes take turns by the clock and ask for sets of pages at once.
+const fewNodes = 3
+
+// precedes says whether this node has the right of way over another now. It goes round: in its turn a node goes
+// before all others, then comes the next one's. The nodes' clocks agree closely enough for that; where they do
+// not, both may insist or both may yield for a moment.
+//
+// With more than a few nodes it does not work out: the home serves requests in order, so one that has the right of
+// way waits behind others that do not (TestPageWalk, 4 nodes and 20 pages: 740 steps, against 7400 where everybody
+// insists and pages are asked for one after the other).
+func (a *Agent) precedes(now int64, other wire.NodeID) bool {
+	if a.nodes > fewNodes {
+		return true
+	}
+	turn := int(uint64(now) / uint64(a.policy.turn) % uint64(a.nodes))
+	return (int(a.self)-turn+a.nodes)%a.nodes < (int(other)-turn+a.nodes)%a.nodes
 }
 
 func ones(set uint64) uint8 { return uint8(bits.OnesCount64(set)) }

@@ -190,14 +190,17 @@ func (s shape) onOne() shape {
 
 func (s shape) servers() int { return len(s.vcpus) }
 
-// workload tells init what machine to expect. On one server, where memory is not what is shown, it works on
-// less of it.
+// workload tells init what machine to expect. Every page that one node fills is read by another; on several
+// servers an eighth of them is rewritten there, which takes a second transfer and a third back. On one server,
+// where memory is not what is shown, it works on less of it.
 func (s shape) workload(more string) string {
 	words := []string{
 		"vcpus:" + join(s.vcpus, "+", ""), fmt.Sprintf("nodes:%d", s.servers()), "mem:" + join(s.mbs, "+", ""),
 	}
 	if s.servers() == 1 {
 		words = append(words, "pct:20")
+	} else {
+		words = append(words, "rewrite:8")
 	}
 	if more != "" {
 		words = append(words, more)

@@ -375,7 +375,7 @@ func (v *vm) start(ctx context.Context, server int, args []string, stdio remote.
 			}
 		}
 	}()
-	return v.dir.Exec(server, &remote.Command{Args: args, Dir: "/", Env: env}, stdio)
+	return v.dir.Exec(server, &remote.Command{Args: args, Dir: "/", Env: env, Stage: true}, stdio)
 }
 
 // Places in a server.

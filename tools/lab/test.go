@@ -192,7 +192,7 @@ func (t *testExecCmd) Run(c *cli) error {
 	signals, stop := remoteSignals()
 	defer stop()
 	// go test stops a test that takes too long by SIGQUIT, and its own interruption by SIGINT.
-	exit, err := d.Exec(t.Server, &remote.Command{Args: out.args, Dir: wd, Env: env},
+	exit, err := d.Exec(t.Server, &remote.Command{Args: out.args, Dir: wd, Env: env, Stage: true},
 		remote.Stdio{Out: os.Stdout, Err: os.Stderr, Signals: signals})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"ironspan/engine/control"
+	"ironspan/engine/wire"
 )
 
 // Run is one boot of the demonstration's guest.
@@ -160,7 +162,6 @@ func (d *Demo) Table(out io.Writer) error {
 	}
 	d.runs(row)
 	if d.Span != nil && d.Span.Span != nil {
-		row()
 		nodeTables(d.Span.Span.Nodes, row)
 	}
 	if err := w.Flush(); err != nil {
@@ -240,51 +241,55 @@ func phaseNames(runs []*Run) []string {
 	return names
 }
 
-// nodeTables shows what the nodes counted: faults, verbs, hot pages.
+// nodeTables shows what the nodes counted: faults, verbs, hot pages. A table without rows is left out.
 func nodeTables(nodes []control.Report, row func(...string)) {
-	row("faults of the guest", "node", "count", "p50", "p99", "longest")
+	table := func(head []string, rows [][]string) {
+		if len(rows) == 0 {
+			return
+		}
+		row()
+		row(head...)
+		for _, cells := range rows {
+			row(cells...)
+		}
+	}
+	var faults, verbs, hottest [][]string
 	for _, n := range nodes {
 		for _, kind := range faultKinds(n.Faults) {
 			l := n.Faults[kind]
-			row(faultNames[kind], fmt.Sprint(n.Node), fmt.Sprint(l.Count), duration(l.P50NS), duration(l.P99NS), duration(l.MaxNS))
+			faults = append(faults, []string{faultNames[kind], fmt.Sprint(n.Node), fmt.Sprint(l.Count),
+				duration(l.P50NS), duration(l.P99NS), duration(l.MaxNS)})
 		}
-	}
-	row()
-	row("RDMA", "node", "operations", "bytes")
-	for _, n := range nodes {
 		for _, verb := range slices.Sorted(maps.Keys(n.Verbs)) {
 			if o := n.Verbs[verb]; o.Ops > 0 {
-				row(verb, fmt.Sprint(n.Node), fmt.Sprint(o.Ops), size(o.Bytes))
+				verbs = append(verbs, []string{verb, fmt.Sprint(n.Node), fmt.Sprint(o.Ops), size(o.Bytes)})
 			}
 		}
 	}
-	type hot struct {
-		control.HotPage
-		home uint64
+	for _, p := range hotPages(nodes) {
+		hottest = append(hottest, []string{fmt.Sprintf("%#x", uint64(p.GPA)), fmt.Sprint(p.home), fmt.Sprint(p.Moves), duration(p.TenureNS)})
 	}
-	var pages []hot
+	table([]string{"faults of the guest", "node", "count", "p50", "p99", "longest"}, faults)
+	table([]string{"RDMA", "node", "operations", "bytes"}, verbs)
+	table([]string{"hot pages, by address", "home", "moves", "tenure"}, hottest)
+}
+
+// hotPage is a hot page with its home.
+type hotPage struct {
+	control.HotPage
+	home wire.NodeID
+}
+
+// hotPages are the hottest pages of all nodes.
+func hotPages(nodes []control.Report) []hotPage {
+	var pages []hotPage
 	for _, n := range nodes {
 		for _, p := range n.HotPages {
-			pages = append(pages, hot{p, uint64(n.Node)})
+			pages = append(pages, hotPage{p, n.Node})
 		}
 	}
-	if len(pages) == 0 {
-		return
-	}
-	slices.SortStableFunc(pages, func(a, b hot) int {
-		switch {
-		case a.Moves > b.Moves:
-			return -1
-		case a.Moves < b.Moves:
-			return 1
-		}
-		return 0
-	})
-	row()
-	row("hot pages, by address", "home", "moves", "tenure")
-	for _, p := range pages[:min(hotShown, len(pages))] {
-		row(fmt.Sprintf("%#x", uint64(p.GPA)), fmt.Sprint(p.home), fmt.Sprint(p.Moves), duration(p.TenureNS))
-	}
+	slices.SortStableFunc(pages, func(a, b hotPage) int { return cmp.Compare(b.Moves, a.Moves) })
+	return pages[:min(hotShown, len(pages))]
 }
 
 // faultNames tells the kinds of faults apart for people: where the page, or the right to write it, came from.

@@ -76,6 +76,8 @@ type agent struct {
 	mu sync.Mutex // guards config
 	// config is written once by setup.
 	config *remote.Setup
+
+	programs stage
 }
 
 func (a *agent) main() error {

@@ -61,6 +61,11 @@ func (a *agent) run(s *remote.Stream, c *remote.Command) *remote.Exit {
 	if err != nil {
 		return &remote.Exit{Code: 127, Error: err.Error()}
 	}
+	if c.Stage {
+		if path, err = a.programs.get(path); err != nil {
+			return &remote.Exit{Code: 126, Error: err.Error()}
+		}
+	}
 	cmd := &exec.Cmd{
 		Path: path, Args: c.Args, Dir: c.Dir, Env: env,
 		Stdout: frames{s, remote.KindStdout}, Stderr: frames{s, remote.KindStderr},

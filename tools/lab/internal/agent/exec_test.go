@@ -145,3 +145,48 @@ func TestRefusesNoRequest(t *testing.T) {
 		}
 	}
 }
+
+func TestStage(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("programs are staged below /run: needs root")
+	}
+	t.Cleanup(func() { os.RemoveAll(stageDir) })
+	dir := t.TempDir()
+	script := filepath.Join(dir, "script")
+	a := &agent{}
+	run := func(name string) string {
+		c, d := net.Pipe()
+		defer c.Close()
+		go a.serve(d)
+		var out bytes.Buffer
+		e, err := remote.Run(c, &remote.Command{Args: []string{name}, Dir: dir, Stage: true}, remote.Stdio{Out: &out, Err: &out})
+		if err != nil || e.Code != 0 {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		return out.String()
+	}
+	for _, text := range []string{"one", "three"} { // a rebuilt program is staged again
+		if err := os.WriteFile(script, []byte("#!/bin/sh\necho "+text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := run("./script"); got != text+"\n" {
+				t.Errorf("%q, want %q", got, text)
+			}
+		}
+	}
+	if n := len(a.programs.copies); n != 2 {
+		t.Errorf("%d copies of two versions", n)
+	}
+	for i := range stageKeep + 1 {
+		other := script + strconv.Itoa(i)
+		if err := os.WriteFile(other, []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		run(other)
+	}
+	left, err := os.ReadDir(stageDir)
+	if err != nil || len(left) != stageKeep {
+		t.Errorf("%d copies left, %v", len(left), err)
+	}
+}

@@ -79,6 +79,8 @@ type Command struct {
 	Env  []string `json:"env"`
 	// Stdin is false when the caller has none to forward: the process reads /dev/null.
 	Stdin bool `json:"stdin"`
+	// Stage copies the program into the server's memory first.
+	Stage bool `json:"stage,omitempty"`
 }
 
 // Exit is how a process ended.
