@@ -25,12 +25,10 @@ var (
 	reqGetSregs       = kvm.IIOR(0x83, unsafe.Sizeof(kvm.Sregs{}))
 	reqSetSregs       = kvm.IIOW(0x84, unsafe.Sizeof(kvm.Sregs{}))
 	reqInterrupt      = kvm.IIOW(0x86, 4)
-	reqGetMSRs        = kvm.IIOWR(0x88, 8)
 	reqSetMSRs        = kvm.IIOW(0x89, 8)
 	reqSetSignalMask  = kvm.IIOW(0x8b, 4)
 	reqSetCPUID2      = kvm.IIOW(0x90, 8)
 	reqNMI            = kvm.IIO(0x9a)
-	reqGetEvents      = kvm.IIOR(0x9f, unsafe.Sizeof(kvm.VCPUEvents{}))
 	reqSetEvents      = kvm.IIOW(0xa0, unsafe.Sizeof(kvm.VCPUEvents{}))
 	reqSetDebugRegs   = kvm.IIOW(0xa2, unsafe.Sizeof(kvm.DebugRegs{}))
 	reqEnableCap      = kvm.IIOW(0xa3, unsafe.Sizeof(enableCapArg{}))
@@ -189,19 +187,6 @@ func setMSR(vcpu int, index uint32, value uint64) error {
 		return fmt.Errorf("msr %#x refused", index)
 	}
 	return nil
-}
-
-func getMSR(vcpu int, index uint32) (uint64, error) {
-	b := &msrBlock{Count: 1}
-	b.Entries[0].Index = index
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(vcpu), reqGetMSRs, uintptr(unsafe.Pointer(b)))
-	if errno != 0 {
-		return 0, errno
-	}
-	if n != 1 {
-		return 0, fmt.Errorf("msr %#x refused", index)
-	}
-	return b.Entries[0].Data, nil
 }
 
 // maxCPUIDEntries is more than any processor has (KVM's own bound is 256).

@@ -123,7 +123,7 @@ func (a *Asm) MovImm(r Reg, v uint64) *Asm {
 // Mov copies src to dst.
 func (a *Asm) Mov(dst, src Reg) *Asm { return a.rr(0x89, src, dst) }
 
-// Add, Sub, And, Xor and Cmp work on dst with src; Cmp sets the flags only.
+// Add adds src to dst.
 func (a *Asm) Add(dst, src Reg) *Asm { return a.rr(0x01, src, dst) }
 
 // Sub subtracts src from dst.
@@ -135,7 +135,7 @@ func (a *Asm) And(dst, src Reg) *Asm { return a.rr(0x21, src, dst) }
 // Xor exclusive-ors src into dst.
 func (a *Asm) Xor(dst, src Reg) *Asm { return a.rr(0x31, src, dst) }
 
-// Cmp compares dst with src.
+// Cmp compares dst with src: it sets the flags.
 func (a *Asm) Cmp(dst, src Reg) *Asm { return a.rr(0x39, src, dst) }
 
 // AddImm adds a sign-extended constant.
@@ -191,7 +191,7 @@ func (a *Asm) Xchg(base Reg, disp int32, r Reg) *Asm {
 	return a.Raw(rex(r, base), 0x87).mem(r, base, disp)
 }
 
-// Out8 and the like write AL, AX or EAX to a port; RDX is lost.
+// Out8 writes AL to a port; RDX is lost.
 func (a *Asm) Out8(port uint16) *Asm { return a.MovImm(RDX, uint64(port)).Raw(0xee) }
 
 // Out32 writes EAX to a port; RDX is lost.

@@ -47,7 +47,12 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends this process at once
-	if err := c.run(ctx); err != nil {
+	switch err := c.run(ctx); {
+	case err == nil:
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "demo: interrupted")
+		os.Exit(130)
+	default:
 		fmt.Fprintln(os.Stderr, "demo: "+err.Error())
 		os.Exit(1)
 	}
@@ -96,7 +101,7 @@ func (c *cli) run(ctx context.Context) error {
 		d.Single = l.run(ctx, c.job("single", shape.onOne(), kernel, disk))
 	}
 	if ctx.Err() == nil {
-		s.title(fmt.Sprintf("the same guest across %d servers", c.Servers))
+		s.title("the guest across " + report.Servers(c.Servers))
 		d.Span = l.run(ctx, c.job("span", shape, kernel, disk))
 	}
 	s.close()
@@ -111,9 +116,6 @@ func (c *cli) run(ctx context.Context) error {
 		return err
 	}
 	fmt.Println("report:", file)
-	if ctx.Err() != nil {
-		return errors.New("interrupted")
-	}
 	if len(d.Failures()) > 0 {
 		return errFailed
 	}

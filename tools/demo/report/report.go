@@ -61,9 +61,9 @@ func (d *Demo) Failures() []string {
 	if d.Span == nil {
 		return append(list, "the run across servers did not take place")
 	}
-	add(fmt.Sprintf("across %d servers", d.Span.Servers), d.Span.verdict())
+	add("across "+Servers(d.Span.Servers), d.Span.verdict())
 	if d.Span.Span != nil && d.Span.Servers > 1 {
-		add(fmt.Sprintf("across %d servers", d.Span.Servers), moved(d.Span.Span.Nodes, d.Span.Servers))
+		add("across "+Servers(d.Span.Servers), moved(d.Span.Span.Nodes, d.Span.Servers))
 	}
 	return list
 }
@@ -173,8 +173,8 @@ func (d *Demo) Table(out io.Writer) error {
 		fmt.Fprintln(out, "FAILED", failure)
 	}
 	if len(failures) == 0 {
-		fmt.Fprintf(out, "ok: one guest, %d vCPUs, %d NUMA nodes, on %d servers; %s\n",
-			d.Span.Guest.VCPUs, d.Span.Guest.NUMANodes, d.Span.Servers, d.Span.Guest.Kernel)
+		fmt.Fprintf(out, "ok: one guest on %s, with %s and %s; %s\n", Servers(d.Span.Servers),
+			plural(d.Span.Guest.VCPUs, "vCPU"), plural(d.Span.Guest.NUMANodes, "NUMA node"), d.Span.Guest.Kernel)
 	}
 	return nil
 }
@@ -195,8 +195,8 @@ func (d *Demo) runs(row func(...string)) {
 		row(cells...)
 	}
 	line("servers", func(r *Run) string { return fmt.Sprint(r.Servers) })
-	line("vCPUs of the guest", func(r *Run) string { return fmt.Sprint(r.Guest.VCPUs) })
-	line("its NUMA nodes", func(r *Run) string { return fmt.Sprint(r.Guest.NUMANodes) })
+	line("vCPUs of the guest", func(r *Run) string { return known(r.Guest.VCPUs) })
+	line("its NUMA nodes", func(r *Run) string { return known(r.Guest.NUMANodes) })
 	line("boot, to its init", func(r *Run) string {
 		if !r.Guest.Started() {
 			return "-"
@@ -310,6 +310,24 @@ func faultKinds(faults map[string]control.Latency) []string {
 		}
 	}
 	return kinds
+}
+
+// Servers is a number of servers in words.
+func Servers(n int) string { return plural(n, "server") }
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// known is a number that the guest never got to tell if it is 0.
+func known(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return fmt.Sprint(n)
 }
 
 func seconds(s float64) string { return fmt.Sprintf("%.1f s", s) }

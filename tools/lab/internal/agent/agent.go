@@ -38,9 +38,7 @@ func Main() {
 	if os.Getpid() == 1 {
 		reap()
 	}
-	if err := (&agent{}).main(); err != nil {
-		fmt.Printf("lab: agent: %v\n", err)
-	}
+	fmt.Printf("lab: agent: %v\n", (&agent{}).main())
 	os.Exit(1)
 }
 
@@ -80,6 +78,7 @@ type agent struct {
 	programs stage
 }
 
+// main serves until something breaks, and says what.
 func (a *agent) main() error {
 	if err := loadModules(); err != nil {
 		return err
@@ -105,6 +104,10 @@ func (a *agent) main() error {
 // needs names the CPU flag without which a module is not even tried.
 var needs = map[string]string{"kvm_amd": "svm", "kvm_intel": "vmx"}
 
+// parameters of modules. With eptad a guest's page-table walk is a write to its page tables, so that servers
+// which share them would take them from each other all the time.
+var parameters = map[string]string{"kvm_intel": "eptad=0"}
+
 // loadModules loads the initramfs's modules in the order of their names. What is really missed shows in
 // setup.
 func loadModules() error {
@@ -126,7 +129,7 @@ func loadModules() error {
 		if err != nil {
 			return err
 		}
-		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
+		if err := unix.FinitModule(int(f.Fd()), parameters[module], 0); err != nil && err != unix.EEXIST {
 			fmt.Printf("lab: module %s: %v\n", filepath.Base(name), err)
 		}
 		f.Close()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 )
 
 // SuperviseCommand is the hidden command of this binary that is a supervisor.
@@ -46,6 +47,10 @@ func Start(ctx context.Context, d Dir, c *Config, progress func(server int, text
 		return nil, err
 	}
 	lock, err := d.lock()
+	for i := 0; i < 10 && lock == nil && err == nil; i++ {
+		time.Sleep(20 * time.Millisecond) // a status call holds the lock for a moment
+		lock, err = d.lock()
+	}
 	if err != nil {
 		return nil, err
 	}

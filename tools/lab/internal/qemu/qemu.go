@@ -13,7 +13,8 @@ import (
 // Binary is looked for in PATH.
 const Binary = "qemu-system-x86_64"
 
-// MinMajor: older QEMUs crash an emulated SMP guest that patches its own code on another CPU.
+// MinMajor is the oldest major version taken: older QEMUs crash an emulated SMP guest that patches its own code
+// on another CPU.
 const MinMajor = 8
 
 // Accel is how the server's instructions run.
