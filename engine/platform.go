@@ -114,7 +114,7 @@ func commandLine(plan *spec.Plan) string {
 		"nopti nokaslr mitigations=off",
 		"numa_balancing=disable transparent_hugepage=never",
 		"nowatchdog skew_tick=1",
-		"8250.nr_uarts=1 pci=off",
+		"8250.nr_uarts=1 pci=off rcupdate.rcu_expedited=1",
 		"reboot=acpi panic=-1",
 	}
 	if plan.Append != "" {

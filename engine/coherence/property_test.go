@@ -295,7 +295,7 @@ func TestTenureBound(t *testing.T) {
 				a.spell.ask(now, a.policy.levels[1])
 			case 1:
 				if a.spell.asked > 0 {
-					a.beginTenure(now, &a.pages[1], &request{tenure: 50000, robbed: true})
+					a.beginTenure(now, &a.pages[1], &request{tenure: 50000})
 				}
 			}
 			until := a.holdUntil(now, p, 1)

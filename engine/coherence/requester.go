@@ -13,7 +13,6 @@ type request struct {
 	kind      wire.Kind
 	want      wire.Mode
 	granted   bool
-	robbed    bool       // the page was taken away in its tenure
 	tellHome  bool       // the home waits for a Done
 	carried   wire.Flags // how the page's bytes came: FlagData, FlagZero or, with an upgrade, not at all
 }
@@ -81,11 +80,8 @@ func (a *Agent) ask(now int64, i uint32, page wire.PFN, need wire.Mode) {
 	if a.lastTxn == 0 {
 		a.lastTxn = 1
 	}
-	r := &a.requests[slot]
-	*r = request{page: page, index: i, txn: a.lastTxn, kind: kind, want: need, robbed: p.is(robbed) || p.level() != 0}
-	if r.robbed {
-		a.spell.ask(now, a.policy.levels[1])
-	}
+	a.requests[slot] = request{page: page, index: i, txn: a.lastTxn, kind: kind, want: need}
+	a.spell.ask(now, a.policy.levels[1])
 	p.slot = uint16(slot + 1)
 	t := transaction{requester: a.self, txn: a.lastTxn, slot: slot}
 	if atHome {

@@ -61,7 +61,7 @@ func newPolicy(t Tenure) policy {
 	if t.Base == 0 {
 		return policy{turn: 1, stampShift: 20, window: 1, busy: [levelMax + 1]uint16{1}} // moves count all the same
 	}
-	p := policy{max: int64(t.Max), turn: max(int64(t.Max)/4, 1)}
+	p := policy{max: int64(t.Max), turn: max(int64(t.Max)/2, 1)}
 	p.stampShift = uint(max(bits.Len64(uint64(t.Window))-6, 0))
 	p.window = uint16(int64(t.Window) >> p.stampShift)
 	p.busy[0] = p.window
@@ -118,17 +118,17 @@ func (p *policy) levelOf(tenure int64) uint8 {
 	return l
 }
 
-// spell is a time in which a node collects pages that were taken from it: from the first of them to be
-// installed to the last, without a pause longer than the least tenure between one and the request for the
-// next.
+// spell is a time in which a node collects pages: from the first with a tenure to be installed to the last, without a
+// pause longer than the least tenure between one and the request for the next. Any page that a vCPU waits for
+// counts: to lose what is fought over while it waits for something else would cost it the whole collection.
 type spell struct {
-	asked       int   // requests for such pages that are outstanding
+	asked       int   // requests that are outstanding
 	start, last int64 // first and last installation; start is never if there is none yet
 }
 
 const never = math.MaxInt64
 
-// ask notes that a page that was taken away is asked for again.
+// ask notes that a page is asked for.
 func (s *spell) ask(now, pause int64) {
 	if s.asked == 0 && now-s.last > pause {
 		s.start = never
@@ -139,16 +139,17 @@ func (s *spell) ask(now, pause int64) {
 // beginTenure is called when a page is installed.
 func (a *Agent) beginTenure(now int64, p *local, r *request) {
 	s := &a.spell
-	if r.robbed {
-		s.asked--
-	}
+	s.asked--
 	p.marks &^= robbed
 	p.setLevel(a.policy.levelOf(r.tenure))
 	if p.level() == 0 {
+		if s.start != never {
+			s.last = now
+		}
 		return
 	}
 	p.since = uint32(now >> clockShift)
-	if s.start == never || !r.robbed && s.asked == 0 && now-s.last > a.policy.levels[1] {
+	if s.start == never {
 		s.start = now
 	}
 	s.last = now

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,8 +113,15 @@ type span struct {
 	Append   string     `yaml:"append,omitempty"`
 	Fabric   string     `yaml:"fabric"`
 	Dilate   float64    `yaml:"dilate"`
+	Tenure   tenure     `yaml:"tenure"`
 	Nodes    []spanNode `yaml:"nodes"`
 	Timeouts timeouts   `yaml:"timeouts"`
+}
+
+// tenure is how long a node keeps a page that is fought over.
+type tenure struct {
+	Base string `yaml:"base"`
+	Max  string `yaml:"max"`
 }
 
 type spanNode struct {
@@ -201,6 +209,8 @@ func (r *runCmd) plan(ctx context.Context) (*vm, error) {
 	v := &vm{servers: r.Servers, extra: r.Spec, copies: map[string]string{}, verbose: r.Verbose}
 	v.span = span{
 		Name: "lab", Append: r.Append, Fabric: r.Fabric,
+		// A fault served by another emulated server takes 2 to 7 ms; see coherence.DefaultTenure.
+		Tenure:   tenure{Base: "6ms", Max: "120ms"},
 		Timeouts: timeouts{Connect: "1m", Prepare: "10m", Lost: "20s", Stop: "30s"},
 	}
 	if r.Dilate != "auto" {
@@ -263,7 +273,8 @@ func (r *runCmd) plan(ctx context.Context) (*vm, error) {
 		r.ServerMemory = total + overhead
 	}
 	if r.ServerVcpus == 0 {
-		r.ServerVcpus = max(2, most+1)
+		// An emulated CPU is a busy thread here: more of them than cores make each message wait for a core.
+		r.ServerVcpus = max(1, min(most+1, runtime.NumCPU()/v.servers))
 	}
 	return v, nil
 }
