@@ -29,7 +29,7 @@ type cli struct {
 	Kernel    string        `default:"newest" help:"The guest's kernel: one of the lab's (6.1, 6.12, newest) or a bzImage."`
 	LabKernel string        `placeholder:"NAME" help:"The servers' kernel: 6.1, 6.12 or newest (default: the lab's)."`
 	Dilate    string        `placeholder:"F|auto" help:"How many times slower the guest's clock goes (default: the lab's)."`
-	Append    string        `default:"loglevel=7" placeholder:"WORDS" help:"Further words for the guest's kernel command line (${default})."`
+	Append    string        `default:"loglevel=6" placeholder:"WORDS" help:"Further words for the guest's kernel command line (${default})."`
 	Workload  string        `placeholder:"KEY:VALUE,..." help:"Parameters of the guest's workload, as go doc ironspan/tools/demo/init has them."`
 	Single    bool          `default:"true" negatable:"" help:"Boot the guest on one server first, for comparison."`
 	Timeout   time.Duration `default:"20m" help:"How long each guest may run."`
@@ -192,8 +192,8 @@ func (s shape) onOne() shape {
 
 func (s shape) servers() int { return len(s.vcpus) }
 
-// workload tells init what machine to expect. Every page that one node fills is read by another; on several
-// servers an eighth of them is rewritten there, which takes a second transfer and a third back. On one server,
+// workload tells init what machine to expect. On several servers every 16th of the pages that one node fills is read
+// by another, and an eighth of those is rewritten there, which takes a second transfer and a third back. On one server,
 // where memory is not what is shown, it works on less of it.
 func (s shape) workload(more string) string {
 	words := []string{
@@ -202,7 +202,7 @@ func (s shape) workload(more string) string {
 	if s.servers() == 1 {
 		words = append(words, "pct:20")
 	} else {
-		words = append(words, "rewrite:8")
+		words = append(words, "rounds:12", "ipis:8", "verify:16", "rewrite:8")
 	}
 	if more != "" {
 		words = append(words, more)
@@ -218,12 +218,15 @@ func join(list []int, between, unit string) string {
 	return strings.Join(words, between)
 }
 
+// lateCPUs leaves all CPUs but the first to init, which switches them on (see its switchOn).
+const lateCPUs = "maxcpus=1"
+
 // job is what the lab is asked to run.
 func (c *cli) job(name string, s shape, kernel, disk string) job {
 	args := []string{
 		"run", "--servers", strconv.Itoa(s.servers()), "--vcpus", join(s.vcpus, ",", ""), "--mem", join(s.mbs, ",", "M"),
 		"--fabric", c.Fabric, "--kernel", kernel, "--initrd", disk,
-		"--append", strings.TrimSpace(c.Append + " " + s.workload(c.Workload)),
+		"--append", strings.TrimSpace(c.Append + " " + lateCPUs + " " + s.workload(c.Workload)),
 		"--timeout", strconv.Itoa(int(c.Timeout.Seconds())),
 	}
 	if c.LabKernel != "" {

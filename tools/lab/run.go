@@ -51,7 +51,7 @@ reset or crashed, 4 a node was lost, 5 a node refused, 6 time-out, 130 interrupt
 
 // defaultDilate suits an emulated server: its instructions, faults and messages take so many times longer than
 // on hardware.
-const defaultDilate = "40"
+const defaultDilate = "60"
 
 // nodePort is where nodes listen on the wire.
 const nodePort = 7440

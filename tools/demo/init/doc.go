@@ -4,6 +4,8 @@
 // virtual machine behaves as one coherent multiprocessor, and powers it off.
 //
 // What it expects stands on the kernel command line, as ironspan.demo=KEY:VALUE,... (see Params).
+// CPUs that the kernel left alone at first (maxcpus=) are brought up before anything else.
+//
 // It checks the number of CPUs and NUMA nodes and their sizes, then runs one thread pinned to each
 // CPU through these phases, all of which verify what they did:
 //

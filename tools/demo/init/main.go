@@ -81,6 +81,13 @@ func (d *demo) run(guest bool) error {
 		return err
 	}
 
+	d.name = "online"
+	if guest {
+		if err := d.switchOn("/sys"); err != nil {
+			return err
+		}
+	}
+
 	d.name = "topology"
 	t, err := readTopology("")
 	if err != nil {

@@ -72,6 +72,7 @@ type event struct {
 	Percent int             `json:"percent"`
 	ID      int             `json:"id"`
 	TotalKB int64           `json:"total_kb"`
+	Brought int             `json:"brought_up"`
 	OK      bool            `json:"ok"`
 	CPUs    json.RawMessage `json:"cpus"`  // a list for a node, a number for the machine
 	Nodes   json.RawMessage `json:"nodes"` // a number
@@ -105,6 +106,8 @@ func (g *Guest) take(seconds float64, e *event, raw json.RawMessage) string {
 	case "init":
 		g.started, g.BootSeconds = true, seconds
 		return "demo: init reached"
+	case "online":
+		return fmt.Sprintf("demo: %d more CPUs brought up", e.Brought)
 	case "node":
 		n := Node{ID: e.ID, TotalKB: e.TotalKB}
 		_ = json.Unmarshal(e.CPUs, &n.CPUs) // absent: a node without CPUs

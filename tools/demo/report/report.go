@@ -61,10 +61,11 @@ func (d *Demo) Failures() []string {
 	if d.Span == nil {
 		return append(list, "the run across servers did not take place")
 	}
-	add("across "+Servers(d.Span.Servers), d.Span.verdict())
-	if d.Span.Span != nil && d.Span.Servers > 1 {
-		add("across "+Servers(d.Span.Servers), moved(d.Span.Span.Nodes, d.Span.Servers))
+	err := d.Span.verdict()
+	if err == nil && d.Span.Servers > 1 {
+		err = moved(d.Span.Span.Nodes, d.Span.Servers)
 	}
+	add("across "+Servers(d.Span.Servers), err)
 	return list
 }
 
