@@ -29,6 +29,7 @@ type clock struct {
 
 	seq     uint32
 	sentAt  time.Time
+	t0      uint64
 	waiting bool
 }
 
@@ -69,17 +70,17 @@ func (c *clock) wait(now time.Time) time.Duration {
 	return time.Hour
 }
 
-// sent notes that a sample leaves and returns its number.
-func (c *clock) sent(now time.Time) uint32 {
+// sent notes that a sample leaves, at host TSC t0, and returns its number.
+func (c *clock) sent(now time.Time, t0 uint64) uint32 {
 	c.seq++
-	c.sentAt, c.waiting = now, true
+	c.sentAt, c.t0, c.waiting = now, t0, true
 	return c.seq
 }
 
 // pong takes a sample's answer, which arrived at host TSC t1, and reports whether it was expected.
 func (c *clock) pong(m *wire.Message, t1 uint64) bool {
 	t0, g := m.Args[0], m.Args[1]
-	if !c.waiting || m.Txn != c.seq || t0 > t1 {
+	if !c.waiting || m.Txn != c.seq || t0 != c.t0 || t0 > t1 {
 		return false
 	}
 	c.waiting = false

@@ -76,13 +76,14 @@ func (o *outbox) push(peer wire.NodeID, m *wire.Message) bool {
 	return true
 }
 
-// waiter is a vCPU that waits for the answer to an access. The vCPU's thread writes seq before it sends; the
-// lane's thread writes data and ok before it signals.
+// waiter is a vCPU that may wait for the answer to an access. Its thread sets expect before it sends; the lane's thread
+// clears it when the answer is there, and writes data and ok before it signals.
 type waiter struct {
-	event int // eventfd, one count for each answer
-	seq   atomic.Uint32
-	data  atomic.Uint64
-	ok    atomic.Bool
+	event  int           // eventfd, one count for each answer
+	seq    uint32        // of the last read, the vCPU's alone
+	expect atomic.Uint32 // the read that is waited for, or 0
+	data   atomic.Uint64
+	ok     atomic.Bool
 }
 
 // laneConfig is what a lane is made of.
@@ -348,9 +349,7 @@ func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write
 	if l.cfg.self == platformNode {
 		return false
 	}
-	w := &l.waiters[vcpu]
-	seq := w.seq.Add(1)
-	m := wire.Message{Kind: wire.Access, Txn: uint32(vcpu), Slot: seq}
+	m := wire.Message{Kind: wire.Access, Txn: uint32(vcpu)}
 	m.Args[0], m.Args[1] = addr, uint64(len(data))
 	if port {
 		m.Args[1] |= accessPort
@@ -363,16 +362,22 @@ func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write
 		return true
 	}
 	l.accesses.Add(1)
-	l.post(vcpu, platformNode, &m)
-	for !l.stopped.Load() {
-		awaitEvent(w.event)
-		if l.stopped.Load() {
-			break
-		}
-		putLittleEndian(data, w.data.Load())
-		return w.ok.Load()
+	w := &l.waiters[vcpu]
+	if w.seq++; w.seq == 0 {
+		w.seq = 1
 	}
-	return false
+	m.Slot = w.seq
+	w.expect.Store(w.seq)
+	l.post(vcpu, platformNode, &m)
+	if l.stopped.Load() {
+		return false
+	}
+	awaitEvent(w.event) // halt signals it, too
+	if l.stopped.Load() {
+		return false
+	}
+	putLittleEndian(data, w.data.Load())
+	return w.ok.Load()
 }
 
 // handle acts on one message of a peer. Everything in it is checked here: a peer that sends nonsense is counted
@@ -442,10 +447,9 @@ func (l *lane) answered(m *wire.Message) bool {
 		return false
 	}
 	w := &l.waiters[m.Txn]
-	if w.seq.Load() != m.Slot {
+	if m.Slot == 0 || !w.expect.CompareAndSwap(m.Slot, 0) {
 		return false
 	}
-	w.seq.Add(1) // a repeated answer finds nobody
 	w.data.Store(m.Args[0])
 	w.ok.Store(m.Args[1] == 1)
 	signal(w.event)
@@ -454,8 +458,9 @@ func (l *lane) answered(m *wire.Message) bool {
 
 // ping sends the next clock sample.
 func (l *lane) ping(now time.Time) {
-	m := wire.Message{Kind: wire.Ping, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: l.clock.sent(now)}
-	m.Args[0] = kvmhost.HostTSC()
+	t0 := kvmhost.HostTSC()
+	m := wire.Message{Kind: wire.Ping, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: l.clock.sent(now, t0)}
+	m.Args[0] = t0
 	l.cfg.endpoint.Send(platformNode, &m)
 }
 

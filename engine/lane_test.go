@@ -694,12 +694,13 @@ func TestClockRefusesPongs(t *testing.T) {
 		{"another sample's", 0, 900, false},
 		{"a later sample's", 2, 900, false},
 		{"sent after it came back", 1, t1 + 1, false},
+		{"with another time of sending", 1, 901, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var k clock
 			k.init()
 			k.begin()
-			if n := k.sent(time.Now()); n != 1 {
+			if n := k.sent(time.Now(), 900); n != 1 {
 				t.Fatal("sample", n)
 			}
 			m := wire.Message{Kind: wire.Pong, Txn: c.txn, Args: [4]uint64{c.t0, 5000}}
@@ -730,7 +731,7 @@ func TestClockSamples(t *testing.T) {
 		if !k.due(now) {
 			t.Fatal("no sample due")
 		}
-		m := wire.Message{Txn: k.sent(now), Args: [4]uint64{tsc, uint64(int64(tsc+trip/2) + offset)}}
+		m := wire.Message{Txn: k.sent(now, tsc), Args: [4]uint64{tsc, uint64(int64(tsc+trip/2) + offset)}}
 		if k.due(now) {
 			t.Fatal("two samples under way")
 		}
@@ -766,7 +767,7 @@ func TestClockSamples(t *testing.T) {
 	}
 	// A sample that is never answered does not stop the others.
 	now = now.Add(driftEvery)
-	k.sent(now)
+	k.sent(now, tsc)
 	if now = now.Add(pongPatience + 1); !k.due(now) {
 		t.Error("no sample after a lost one")
 	}

@@ -93,8 +93,14 @@ func (n *node) prepare(ctx context.Context) (err error) {
 		}
 	})
 	defer func() {
-		if err != nil && ctx.Err() != nil {
-			err = fmt.Errorf("%w: %w", err, context.Cause(ctx))
+		if err == nil {
+			return
+		}
+		select {
+		case <-n.ended: // that is why, then
+			err = errors.New("engine: " + n.outcome.String())
+		default:
+			n.end(control.Outcome{Kind: control.Failed, Reason: err.Error()})
 		}
 	}()
 
@@ -230,8 +236,14 @@ func (n *node) startLane(ctx context.Context) (offset int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	support, err := kvmhost.Probe()
+	if err != nil {
+		return 0, err
+	}
 	if n.self == platformNode {
-		offset = -int64(kvmhost.HostTSC()) // the guest's time starts at 0
+		if support.TSCOffset {
+			offset = -int64(kvmhost.HostTSC()) // the guest's time starts at 0
+		}
 		n.lane.clock.offset.Store(offset)
 	}
 	// Whoever answers clock samples has its offset from here on, before the first sample can come.
@@ -245,6 +257,11 @@ func (n *node) startLane(ctx context.Context) (offset int64, err error) {
 	offset, trip, err := n.lane.syncClock(ctx)
 	if err != nil {
 		return 0, err
+	}
+	if !support.TSCOffset && max(offset, -offset) <= int64(trip/2)+1 {
+		// Guests have the host's TSC here, and as far as can be told node 0's as well: it is the same host.
+		offset = 0
+		n.lane.clock.offset.Store(0)
 	}
 	n.log.Info("clock compared", "offset_ticks", offset, "error_ns", kvmhost.TSCToNs(trip/2, n.me().TSCKHz))
 	return offset, nil
@@ -380,14 +397,15 @@ func (n *node) release(ctx context.Context) error {
 			return fmt.Errorf("engine: a vCPU does not leave its guest: %w", context.Cause(ctx))
 		}
 	}
+	if n.lane != nil {
+		n.lane.wait() // its thread uses vCPUs and devices
+	}
+	n.watching.Wait()
 	if n.vm != nil {
 		errs = append(errs, n.vm.Close())
 	}
 	if n.platform != nil {
 		n.platform.close()
-	}
-	if n.lane != nil {
-		n.lane.wait()
 	}
 	if n.memory != nil {
 		errs = append(errs, n.memory.close())
@@ -395,7 +413,6 @@ func (n *node) release(ctx context.Context) error {
 	if n.lane != nil {
 		n.lane.close()
 	}
-	n.watching.Wait()
 	debug.FreeOSMemory()
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package verbs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -313,9 +314,9 @@ func decodeLink(data []byte, l RdmaLink) (RdmaLink, error) {
 			// The kernel puts 4 bytes there, though its header says 8.
 			switch b := ad.Bytes(); len(b) {
 			case 4:
-				l.Rxe = nlenc.Uint32(b) == driverRxe
+				l.Rxe = binary.NativeEndian.Uint32(b) == driverRxe
 			case 8:
-				l.Rxe = nlenc.Uint64(b) == driverRxe
+				l.Rxe = binary.NativeEndian.Uint64(b) == driverRxe
 			}
 		}
 	}

@@ -129,7 +129,7 @@ func Open() (*FD, error) {
 		return nil, err
 	}
 	f := &FD{fd: fd}
-	have, errno := f.handshake(Required)
+	_, errno := f.handshake(Required)
 	if errno == 0 {
 		return f, nil
 	}
@@ -137,7 +137,7 @@ func Open() (*FD, error) {
 	if errno != unix.EINVAL {
 		return nil, fmt.Errorf("uffd: handshake: %w", errno)
 	}
-	have, err = offered()
+	have, err := offered()
 	if err != nil {
 		return nil, err
 	}
