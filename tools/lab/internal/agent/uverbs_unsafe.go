@@ -6,6 +6,8 @@ import (
 	"os"
 	"runtime"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Of <rdma/ib_user_verbs.h>: the write() commands, enough to ask a port for its MTU without libibverbs.
@@ -25,10 +27,13 @@ func activeMTU() (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	if _, err := command(f, cmdGetContext, contextRespLen, nil); err != nil {
+	resp, err := command(f, cmdGetContext, contextRespLen, nil)
+	if err != nil {
 		return 0, fmt.Errorf("uverbs: get context: %w", err)
 	}
-	resp, err := command(f, cmdQueryPort, portRespSize, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	// The answer begins with a descriptor for asynchronous events. While it is open the device cannot be deleted.
+	defer unix.Close(int(binary.LittleEndian.Uint32(resp)))
+	resp, err = command(f, cmdQueryPort, portRespSize, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	if err != nil {
 		return 0, fmt.Errorf("uverbs: query port: %w", err)
 	}

@@ -21,11 +21,11 @@ import (
 // along. Order matters only where a module asks for another at run time (rxe for its checksum).
 var wanted = []string{
 	"virtio_pci", "virtio_console", "virtio_net", "9pnet_virtio", "9p", "overlay",
-	"crc32_generic", "kvm-amd", "kvm-intel", "ib_uverbs", "rdma_rxe",
+	"crc32_generic", "kvm-amd", "kvm-intel", "ib_uverbs", "rdma_rxe", "dummy",
 }
 
 // optional modules are absent from some kernels, because they are built in or were dropped.
-var optional = map[string]bool{"virtio_pci": true, "virtio_console": true, "crc32_generic": true}
+var optional = map[string]bool{"virtio_pci": true, "virtio_console": true, "crc32_generic": true, "dummy": true}
 
 // Module is one kernel module, decompressed.
 type Module struct {
