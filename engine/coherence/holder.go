@@ -96,10 +96,10 @@ func (a *Agent) serve(f *forward) {
 	}
 	a.emit(OpUnmap, f.page)
 	p.revoke()
+	a.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)
 	if p.is(robbed) {
 		a.companions.robbed(f.index)
 	}
-	a.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)
 	if !atHome {
 		a.emit(OpDiscard, f.page)
 	}
