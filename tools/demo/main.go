@@ -202,7 +202,7 @@ func (s shape) workload(more string) string {
 	if s.servers() == 1 {
 		words = append(words, "pct:20")
 	} else {
-		words = append(words, "rounds:12", "ipis:8", "verify:16", "rewrite:8")
+		words = append(words, "rounds:4", "ipis:4", "verify:16", "rewrite:8")
 	}
 	if more != "" {
 		words = append(words, more)
