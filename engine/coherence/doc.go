@@ -146,11 +146,15 @@ soon as they are asked, neither ever has all of them. So a page that is fought o
     without moves lowers it. The level gives the bound, from Base to Max, that grants and Fwds carry.
   - The tenure begins when the page is installed. A holder keeps the page for Base in any case: a vCPU that
     waited for it will have used it by then.
-  - A node that is collecting keeps what it has: as long as it waits for another page that was taken from it,
-    the pages it won in the same spell stay, up to the bound; and when it has them all, for as long again as
-    the collecting took. So nodes that need the same set of pages take turns, whatever the size of the set,
-    and spend half of the time working; while a page that is needed alone (a lock, a flag) moves on after
-    Base.
+  - A node that is collecting keeps what it has: as long as it waits for another page, the pages it won in the
+    same spell stay, up to the bound; and when it has them all, for as long again as the collecting took. So
+    nodes that need the same set of pages take turns, whatever the size of the set, and spend half of the time
+    working; while a page that is needed alone (a lock, a flag) moves on after Base.
+  - Of two nodes that collect at the same time, one gives way. Which one goes round by the clock, in turns of half
+    of Max, among three nodes or fewer; with more, each insists (see precedes).
+  - What was taken from a node while it fought for it, it asks for all at once when it misses one of it (see
+    companions), again with three nodes or fewer.
+  - A node whose vCPUs are all halted (Idle) keeps nothing.
 
 No request starves: the queue at home is a FIFO of at most one request for each node, and each of them is
 answered after at most Max and three messages. Max has to be well above the time to fetch the largest set,
