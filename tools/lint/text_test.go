@@ -58,7 +58,7 @@ func TestForbiddenPatterns(t *testing.T) {
 		"\"/tm" + "p/lab.sock\"":                   true,
 		"a fresh /tmp and /run":                    false,
 		"${TMPDIR:-/tmp}/ironspan":                 false,
-		"build/root/x and ../wo" + "rk/x":               false,
+		"build/root/x and ../wo" + "rk/x":          false,
 		"deb http://deb.debian.o" + "rg/debian x":  true,
 		"GOPROXY=https://proxy." + "golang.org":    true,
 		"import \"golang.org/x/sys/unix\"":         false,
