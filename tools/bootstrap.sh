@@ -14,11 +14,10 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-readonly QEMU_MIN=8      # 7.2 dies in TCG when one CPU patches code that another one runs
 readonly GO_SWITCH=1.21  # the first Go that can fetch the toolchain go.mod names
 
 # One requirement a line: what it is for, package, then a file that shows it is there (a pattern), then
-# why. The lab's own are QEMU and what stands under "lab".
+# why. The lab's own stand under "lab"; kernels and QEMU it fetches by itself.
 readonly REQUIREMENTS='
 build  ca-certificates     /etc/ssl/certs/ca-certificates.crt          TLS roots, for the Go module proxy
 build  git                 /usr/bin/git                                version stamps
@@ -100,13 +99,11 @@ fetch_toolchain() {
 
 # ---- what is missing -----------------------------------------------------------------------------
 
-qemu_version() { qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.*version \([0-9.]*\).*/\1/p'; }
-
-# survey sets missing (packages, as their repository has them) and newer ("package minimum" pairs,
-# which may need a backport), and says why each is wanted. unbuildable counts those the build needs.
+# survey sets missing (packages) and go_missing (1: Go, which may need a backport), and says why each is
+# wanted. unbuildable counts those the build needs. It fails if anything is missing.
 survey() {
-	local tier package pattern why qemu
-	missing=() newer=() unbuildable=0
+	local tier package pattern why
+	missing=() go_missing=0 unbuildable=0
 	while read -r tier package pattern why; do
 		[ -n "$package" ] || continue
 		present "$pattern" && continue
@@ -115,22 +112,36 @@ survey() {
 		[ "$tier" = lab ] || unbuildable=$((unbuildable + 1))
 	done <<<"$REQUIREMENTS"
 
-	qemu=$(qemu_version || true)
-	if [ -z "$qemu" ] || ! at_least "$qemu" "$QEMU_MIN"; then
-		say "missing: QEMU $QEMU_MIN or newer (the lab's servers${qemu:+; $qemu is here})"
-		newer+=("qemu-system-x86 $QEMU_MIN")
-	fi
 	if ! find_go; then
 		say "missing: Go $GO_SWITCH or newer (go.mod wants $go_wanted, which such a Go fetches by itself)"
-		newer+=("golang-go $GO_SWITCH")
+		go_missing=1
 		unbuildable=$((unbuildable + 1))
+	fi
+	[ ${#missing[@]} -eq 0 ] && [ "$go_missing" = 0 ]
+}
+
+# supplied says which of the lab's kernel and QEMU is neither here nor to be fetched, and fails if one is.
+supplied() {
+	local tool without=() cache=${XDG_CACHE_HOME:-${HOME:-}/.cache}/ironspan own
+	for tool in apt-get apt-cache dpkg-deb; do
+		command -v "$tool" >/dev/null || without+=("$tool")
+	done
+	[ ${#without[@]} -gt 0 ] || return 0
+	if ! compgen -G "$cache/kernel/${IRONSPAN_LAB_KERNEL:-6.12}/*/vmlinuz" >/dev/null; then
+		say "missing: ${without[*]} (the lab fetches its kernels with apt, and has none yet)"
+		return 1
+	fi
+	own=$(qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.*version \([0-9.]*\).*/\1/p' || true)
+	if ! compgen -G "$cache/qemu/*/qemu-system-x86_64" >/dev/null && ! at_least "${own:-0}" 7.2; then
+		say "missing: QEMU 7.2 or newer, or ${without[*]} (the lab fetches a QEMU with apt)"
+		return 1
 	fi
 }
 
 # lab_probe says on standard output why the lab cannot run here, if so.
 lab_probe() {
-	local why
-	why=$(survey 2>&1; [ ${#missing[@]} -eq 0 ] && [ ${#newer[@]} -eq 0 ]) && return 0
+	local why bad=0
+	why=$({ survey || bad=1; supplied || bad=1; [ "$bad" = 0 ]; } 2>&1) && return 0
 	printf '%s\n' "$why" | sed 's/^bootstrap: //' | paste -sd ';'
 	return 1
 }
@@ -241,39 +252,33 @@ may_install() {
 }
 
 install_missing() {
-	local codename wanted late pair chosen entry
+	local codename chosen entry
 	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 	private_apt
 
 	say "reading the package lists of this machine's mirror"
 	apt update -qq || die "apt-get update failed: see above; this machine's apt configuration has to work first"
 
-	for pair in "${newer[@]}"; do
-		choose $pair >/dev/null && continue
-		[ -n "$codename" ] || die "this system does not say its code name in /etc/os-release: install ${pair% *} ${pair#* } or newer yourself"
+	if [ "$go_missing" = 1 ] && ! choose golang-go "$GO_SWITCH" >/dev/null; then
+		[ -n "$codename" ] || die "this system does not say its code name in /etc/os-release: install Go $GO_SWITCH or newer yourself"
 		entry=$(backports_of "$codename" $(compgen -G "$apt_dir/sources/*")) ||
-			die "no entry for $codename in this machine's apt sources to derive $codename-backports from: install ${pair% *} ${pair#* } or newer yourself"
-		say "$codename has no ${pair% *} ${pair#* } or newer: looking in $codename-backports (for this run only, /etc/apt stays as it is)"
+			die "no entry for $codename in this machine's apt sources to derive $codename-backports from: install Go $GO_SWITCH or newer yourself"
+		say "$codename has no Go $GO_SWITCH or newer: looking in $codename-backports (for this run only, /etc/apt stays as it is)"
 		case $entry in
 		deb\ *) printf '%s\n' "$entry" >"$apt_dir/sources/ironspan-backports.list" ;;
 		*)      printf '%s\n' "$entry" >"$apt_dir/sources/ironspan-backports.sources" ;;
 		esac
 		apt update -qq || die "cannot read $codename-backports from this machine's mirror: see above"
-		break
-	done
-	# Stable's packages first, then those that need backports with their dependencies from there: asking
-	# for both at once would draw the libraries of the first from backports too.
-	wanted=("${missing[@]}")
-	late=()
-	for pair in "${newer[@]}"; do
-		chosen=$(choose $pair) || die "no ${pair% *} ${pair#* } or newer, in backports neither: install it yourself"
-		case $chosen in
-		*-backports) late+=("${chosen%/*}") ;;
-		*)           wanted+=("${chosen%/*}") ;;
-		esac
-	done
-	[ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
-	[ ${#late[@]} -eq 0 ] || install_packages -t "$codename-backports" "${late[@]}"
+	fi
+	# Stable's packages first, then Go from backports with its dependencies: asking for both at once would
+	# draw the libraries of the first from backports too.
+	[ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+	[ "$go_missing" = 1 ] || return 0
+	chosen=$(choose golang-go "$GO_SWITCH") || die "no Go $GO_SWITCH or newer, in backports neither: install it yourself"
+	case $chosen in
+	*-backports) install_packages -t "$codename-backports" golang-go ;;
+	*)           install_packages golang-go ;;
+	esac
 }
 
 # install_packages shows apt's sizes and one line for each package; all of it only if it failed.
@@ -315,16 +320,14 @@ case "${1:-}" in
 *) die "unknown argument $1; try --help" ;;
 esac
 
-survey
-if [ ${#missing[@]} -gt 0 ] || [ ${#newer[@]} -gt 0 ]; then
+if ! survey; then
 	if [ "${1:-}" = --check ]; then
 		say "not ready: run tools/bootstrap.sh (it installs the above with apt)"
 		exit 1
 	fi
 	if may_install; then
 		install_missing
-		survey
-		[ ${#missing[@]} -eq 0 ] && [ ${#newer[@]} -eq 0 ] || die "still missing after the installation: see above"
+		survey || die "still missing after the installation: see above"
 	elif [ "$unbuildable" -gt 0 ]; then
 		exit 1
 	else
@@ -335,11 +338,11 @@ if [ "${1:-}" = --check ]; then
 	if [ "$go_fetch" = 1 ]; then
 		say "ready; Go $go_has will fetch Go $go_wanted through the Go module proxy"
 	else
-		say "ready: Go $go_has, QEMU $(qemu_version)"
+		say "ready: Go $go_has"
 	fi
 	exit 0
 fi
 use_go
 go_now="go$go_has"
 fetch_toolchain
-say "ready: $go_now, QEMU $(qemu_version || echo none)"
+say "ready: $go_now"

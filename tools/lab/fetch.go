@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
-	"ironspan/tools/lab/internal/apt"
 	"ironspan/tools/lab/internal/kernel"
 	"ironspan/tools/lab/internal/qemu"
 )
@@ -17,20 +15,23 @@ type fetchCmd struct {
 
 func (f *fetchCmd) Run(ctx context.Context) error {
 	begin := time.Now()
-	if _, err := ensureQEMU(ctx, begin); err != nil {
-		return err
-	}
+	progress := func(format string, args ...any) { say(begin, format, args...) }
 	for _, name := range f.Kernel {
 		t, err := kernel.FindTrack(name)
 		if err != nil {
 			return err
 		}
-		i, err := t.Fetch(ctx, func(format string, args ...any) { say(begin, format, args...) })
+		i, err := t.Fetch(ctx, progress)
 		if err != nil {
 			return err
 		}
 		fmt.Println(i.Path)
 	}
+	q, err := qemu.Fetch(ctx, progress)
+	if err != nil {
+		return err
+	}
+	fmt.Println(q.Path)
 	return nil
 }
 
@@ -55,32 +56,4 @@ func (k *kernelCmd) Run(ctx context.Context) error {
 		fmt.Println(i.Path)
 	}
 	return nil
-}
-
-// ensureQEMU returns a QEMU that is new enough, installing one from backports if need be.
-func ensureQEMU(ctx context.Context, begin time.Time) (string, error) {
-	path, reason := qemu.Usable(ctx)
-	if reason == "" {
-		return path, nil
-	}
-	say(begin, "%s", reason)
-	cache, err := kernel.CacheDir()
-	if err != nil {
-		return "", err
-	}
-	a, err := apt.Open(filepath.Join(cache, "apt", "system"), "", "-backports")
-	if err != nil {
-		return "", err
-	}
-	a.Progress = func(format string, args ...any) { say(begin, format, args...) }
-	if err := a.Update(ctx); err != nil {
-		return "", err
-	}
-	if err := a.Install(ctx, "qemu-system-x86"); err != nil {
-		return "", err
-	}
-	if path, reason = qemu.Usable(ctx); reason != "" {
-		return "", fmt.Errorf("lab: installed qemu-system-x86, and yet: %s", reason)
-	}
-	return path, nil
 }

@@ -210,7 +210,7 @@ func (r *runCmd) plan(ctx context.Context) (*vm, error) {
 	v.span = span{
 		Name: "lab", Append: r.Append, Fabric: r.Fabric,
 		// A fault served by another emulated server takes 2 to 7 ms; see coherence.DefaultTenure.
-		Tenure:   tenure{Base: "10ms", Max: "300ms"},
+		Tenure:   tenure{Base: "4ms", Max: "300ms"},
 		Timeouts: timeouts{Connect: "1m", Prepare: "10m", Lost: "20s", Stop: "30s"},
 	}
 	if r.Dilate != "auto" {

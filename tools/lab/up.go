@@ -97,10 +97,7 @@ func (m *machineFlags) config(ctx context.Context, servers int) (*lab.Config, er
 	if err != nil {
 		return nil, err
 	}
-	binary, err := ensureQEMU(ctx, begin)
-	if err != nil {
-		return nil, err
-	}
+	own, _ := qemu.Installed(ctx) // the lab gets one where there is none
 	accel := m.Accel
 	if ok, why := qemu.NestedKVM(); accel == qemu.Auto {
 		accel = qemu.TCG
@@ -117,7 +114,7 @@ func (m *machineFlags) config(ctx context.Context, servers int) (*lab.Config, er
 		m.ServerMemory = defaultMemory
 	}
 	cfg := &lab.Config{
-		Servers: servers, VCPUs: m.ServerVcpus, MemoryMiB: int(m.ServerMemory), Accel: accel, QEMU: binary,
+		Servers: servers, VCPUs: m.ServerVcpus, MemoryMiB: int(m.ServerMemory), Accel: accel, QEMU: own,
 		Kernel: image.Path, Modules: image.Modules, Release: image.Release, Append: m.ServerAppend,
 		Timeout: m.BootTimeout,
 	}

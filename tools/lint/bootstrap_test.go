@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -37,6 +38,67 @@ func TestBootstrapDerivesBackportsFromTheMachinesSources(t *testing.T) {
 			out, err := exec.Command(script, "--backports-of", "bookworm", file).Output()
 			if string(out) != test.want || (err == nil) != (test.want != "") {
 				t.Errorf("derived %q (%v), want %q", out, err, test.want)
+			}
+		})
+	}
+}
+
+// Kernels and QEMU are fetched with apt; without it, what is here has to do.
+func TestBootstrapProbesTheLabWithoutApt(t *testing.T) {
+	script := filepath.Join(project(t).root, "tools", "bootstrap.sh")
+	const noKernel, noQEMU = "has none yet", "QEMU 7.2 or newer"
+	for _, test := range []struct {
+		name    string
+		tools   []string // that there are, too
+		version string   // of the machine's own QEMU
+		cached  []string
+		want    string
+	}{
+		{"apt", []string{"apt-get", "apt-cache", "dpkg-deb"}, "", nil, ""},
+		{"half an apt", []string{"apt-get", "apt-cache"}, "10.0.2", nil, noKernel},
+		{"nothing", nil, "", nil, noKernel},
+		{"a kernel", nil, "", []string{"kernel/6.12/6.12.1-amd64/vmlinuz"}, noQEMU},
+		{"another kernel", nil, "10.0.2", []string{"kernel/6.1/6.1.1-amd64/vmlinuz"}, noKernel},
+		{"kernel and old QEMU", nil, "6.2.0", []string{"kernel/6.12/6.12.1-amd64/vmlinuz"}, noQEMU},
+		{"kernel and QEMU", nil, "10.0.2", []string{"kernel/6.12/6.12.1-amd64/vmlinuz"}, ""},
+		{"both fetched before", nil, "", []string{"kernel/6.12/6.12.1-amd64/vmlinuz", "qemu/7.2-7/qemu-system-x86_64"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bin, cache := t.TempDir(), t.TempDir()
+			for _, tool := range []string{"awk", "dirname", "head", "paste", "sed", "sort", "uname"} {
+				path, err := exec.LookPath(tool)
+				if err != nil {
+					t.Skip(err)
+				}
+				if err := os.Symlink(path, filepath.Join(bin, tool)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write := func(file, text string) {
+				if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, tool := range test.tools {
+				write(filepath.Join(bin, tool), "#!/bin/sh\n")
+			}
+			if test.version != "" {
+				write(filepath.Join(bin, "qemu-system-x86_64"), "#!/bin/sh\necho QEMU emulator version "+test.version+"\n")
+			}
+			for _, file := range test.cached {
+				write(filepath.Join(cache, "ironspan", file), "")
+			}
+			cmd := exec.Command(script, "--probe-lab")
+			cmd.Env = []string{"PATH=" + bin, "XDG_CACHE_HOME=" + cache}
+			// The status depends on this machine's packages, too.
+			out, _ := cmd.Output()
+			for _, reason := range []string{noKernel, noQEMU} {
+				if got := strings.Contains(string(out), reason); got != (reason == test.want) {
+					t.Errorf("%q is said: %v; all of it: %s", reason, got, out)
+				}
 			}
 		})
 	}

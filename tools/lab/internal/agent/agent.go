@@ -120,6 +120,10 @@ func loadModules() error {
 		return err
 	}
 	sort.Strings(names)
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
 	for _, name := range names {
 		_, module, _ := strings.Cut(filepath.Base(name), "-")
 		if flag := needs[module]; flag != "" && !strings.Contains(string(cpu), " "+flag+" ") {
@@ -129,13 +133,25 @@ func loadModules() error {
 		if err != nil {
 			return err
 		}
-		if err := unix.FinitModule(int(f.Fd()), parameters[module], 0); err != nil && err != unix.EEXIST {
+		if err := unix.FinitModule(int(f.Fd()), moduleParameters(module, string(cmdline)), 0); err != nil && err != unix.EEXIST {
 			fmt.Printf("lab: module %s: %v\n", filepath.Base(name), err)
 		}
 		f.Close()
 		os.Remove(name) // its memory is the server's
 	}
 	return nil
+}
+
+// moduleParameters are those of parameters and then, as modprobe has it, those that the kernel's command line gives as
+// MODULE.NAME=VALUE.
+func moduleParameters(module, cmdline string) string {
+	given := strings.Fields(parameters[module])
+	for _, word := range strings.Fields(cmdline) {
+		if owner, parameter, found := strings.Cut(word, "."); found && strings.ReplaceAll(owner, "-", "_") == module {
+			given = append(given, parameter)
+		}
+	}
+	return strings.Join(given, " ")
 }
 
 // openPort finds the virtio-serial port by its name.

@@ -6,15 +6,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+var errInterrupted = errors.New("apt: interrupted")
 
 const (
 	etc       = "/etc/apt"
@@ -23,13 +30,12 @@ const (
 	archiveKeys = "/usr/share/keyrings/debian-archive-keyring.gpg"
 )
 
-// Archive is some suites of this machine's mirror, with private lists and downloads.
+// Archive is a suite of this machine's mirror, with private lists and downloads.
 type Archive struct {
+	Suite    string
 	dir      string
-	Suites   []string
-	Codename string // of this machine
-	// Progress, if set, is told what takes time.
-	Progress func(format string, args ...any)
+	lock     *os.File // held from Open to Close: apt, and the caches filled from here, are for one process at a time
+	progress func(format string, args ...any)
 }
 
 // Package is one version of a package in the archive.
@@ -40,62 +46,92 @@ type Package struct {
 	Size    int64    // of the .deb
 }
 
-// Open prepares an archive in dir. A suite that starts with "-" is a pocket of this machine's own release
-// ("-backports"), "" is the release itself.
-func Open(dir string, suites ...string) (*Archive, error) {
+// Open prepares a suite for this process alone, waiting for others that use it. progress is told what takes time.
+func Open(ctx context.Context, suite string, progress func(format string, args ...any)) (*Archive, error) {
 	for _, tool := range []string{"apt-get", "apt-cache", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, fmt.Errorf("apt: %s is missing: kernels and QEMU come from Debian packages", tool)
 		}
 	}
-	codename, err := Codename(osRelease)
+	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
 	}
-	sources, err := Sources(etc)
-	if err != nil {
-		return nil, err
-	}
-	mirror, err := Mirror(sources, codename)
-	if err != nil {
-		return nil, err
-	}
-	a := &Archive{dir: dir, Codename: codename, Progress: func(string, ...any) {}}
-	for _, s := range suites {
-		if s == "" || strings.HasPrefix(s, "-") {
-			s = codename + s
-		}
-		a.Suites = append(a.Suites, s)
-	}
+	a := &Archive{Suite: suite, dir: filepath.Join(cache, "apt", suite), progress: progress}
 	for _, d := range []string{"sources", "lists/partial", "cache/archives/partial", "debs"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(a.dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("apt: %w", err)
 		}
 	}
-	if _, err := os.Stat(archiveKeys); err == nil && !strings.Contains(mirror.Fields["Signed-By"], "\n") && mirror.Fields["Trusted"] == "" {
-		mirror.Fields["Signed-By"] = archiveKeys
-	}
-	text := render(mirror, a.Suites)
-	for _, s := range a.Suites {
-		// Security updates come from a place of their own, if this machine knows one.
-		if security, ok := find(sources, s+"-security"); ok {
-			text += "\n" + render(security, []string{s + "-security"})
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, "sources", "lab.sources"), []byte(text), 0o644); err != nil {
+	if a.lock, err = os.OpenFile(a.dir+".lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("apt: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "apt.conf"), []byte(a.conf()), 0o644); err != nil {
-		return nil, fmt.Errorf("apt: %w", err)
+	err = a.wait(ctx)
+	if err == nil {
+		err = a.configure()
+	}
+	if err != nil {
+		a.Close()
+		return nil, err
 	}
 	return a, nil
 }
 
-// render writes a stanza for other suites of the same mirror.
-func render(mirror Source, suites []string) string {
+// Close lets other processes have the suite.
+func (a *Archive) Close() error { return a.lock.Close() }
+
+// wait takes the lock.
+func (a *Archive) wait(ctx context.Context) error {
+	if unix.Flock(int(a.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		return nil
+	}
+	a.progress("another process is fetching from %s; waiting", a.Suite)
+	got := make(chan error, 1)
+	go func() { got <- unix.Flock(int(a.lock.Fd()), unix.LOCK_EX) }()
+	select {
+	case err := <-got:
+		return err
+	case <-ctx.Done():
+		return errInterrupted
+	}
+}
+
+// configure writes apt's configuration for the suite, derived from the machine's.
+func (a *Archive) configure() error {
+	codename, err := Codename(osRelease)
+	if err != nil {
+		return err
+	}
+	sources, err := Sources(etc)
+	if err != nil {
+		return err
+	}
+	mirror, err := Mirror(sources, codename)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(archiveKeys); err == nil && !strings.Contains(mirror.Fields["Signed-By"], "\n") && mirror.Fields["Trusted"] == "" {
+		mirror.Fields["Signed-By"] = archiveKeys
+	}
+	text := render(mirror, a.Suite)
+	// Security updates come from a place of their own, if this machine knows one.
+	if security, ok := find(sources, a.Suite+"-security"); ok {
+		text += "\n" + render(security, a.Suite+"-security")
+	}
+	if err := os.WriteFile(filepath.Join(a.dir, "sources", "lab.sources"), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("apt: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(a.dir, "apt.conf"), []byte(a.conf()), 0o644); err != nil {
+		return fmt.Errorf("apt: %w", err)
+	}
+	return nil
+}
+
+// render writes a stanza for another suite of the same mirror.
+func render(mirror Source, suite string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nTargets: Packages\n",
-		strings.Join(mirror.URIs, " "), strings.Join(suites, " "))
+		strings.Join(mirror.URIs, " "), suite)
 	var names []string
 	for n := range mirror.Fields {
 		names = append(names, n)
@@ -127,6 +163,7 @@ Dir::Cache ` + q("cache") + `;
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 APT::Sandbox::User "root";
+APT::Default-Release "";
 APT::Get::List-Cleanup "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
@@ -150,7 +187,7 @@ func (a *Archive) run(ctx context.Context, tool string, args ...string) ([]byte,
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if ctx.Err() != nil {
-		return nil, errors.New("apt: interrupted")
+		return nil, errInterrupted
 	}
 	if err != nil {
 		return out, fmt.Errorf("apt: %s %s: %w: %s", tool, args[0], err, lastLines(stderr.String()+string(out), 6))
@@ -163,14 +200,11 @@ func lastLines(s string, n int) string {
 	return strings.Join(l[max(0, len(l)-n):], "; ")
 }
 
-// Update gets the suites' package lists.
+// Update gets the suite's package lists.
 func (a *Archive) Update(ctx context.Context) error {
-	a.Progress("package lists of %s", strings.Join(a.Suites, ", "))
-	out, err := a.run(ctx, "apt-get", "update", "-q", "--error-on=any")
-	if err != nil {
-		return fmt.Errorf("%w (%s)", err, lastLines(string(out), 3))
-	}
-	return nil
+	a.progress("package lists of %s", a.Suite)
+	_, err := a.run(ctx, "apt-get", "update", "-q", "--error-on=any")
+	return err
 }
 
 // Names lists packages by the start of their names.
@@ -179,7 +213,7 @@ func (a *Archive) Names(ctx context.Context, prefix string) ([]string, error) {
 	return strings.Fields(string(out)), err
 }
 
-// Show describes the newest version of a package in the suites.
+// Show describes the newest version of a package in the suite.
 func (a *Archive) Show(ctx context.Context, name string) (*Package, error) {
 	out, err := a.run(ctx, "apt-cache", "show", "--no-all-versions", name)
 	if err != nil {
@@ -218,31 +252,82 @@ func parsePackage(text string) (*Package, error) {
 	return p, nil
 }
 
-// Download gets a package and returns the .deb, which is the caller's to remove.
-func (a *Archive) Download(ctx context.Context, p *Package) (string, error) {
-	debs := filepath.Join(a.dir, "debs")
-	old, err := filepath.Glob(filepath.Join(debs, p.Name+"_*"))
+// Closure lists a package and then all that it needs, recommendations left out, as for a machine that has nothing
+// yet.
+func (a *Archive) Closure(ctx context.Context, name string) ([]*Package, error) {
+	out, err := a.run(ctx, "apt-get", "install", "-qq", "-y", "--print-uris", "--no-install-recommends",
+		"-o", "Dir::State::status=/dev/null", name)
 	if err != nil {
-		return "", fmt.Errorf("apt: %w", err)
+		return nil, err
+	}
+	return parseURIs(string(out), name)
+}
+
+// parseURIs reads what apt-get --print-uris says, the package of that name first: 'URI' NAME_VERSION_ARCH.deb SIZE HASH
+func parseURIs(text, name string) ([]*Package, error) {
+	var out []*Package
+	for s := bufio.NewScanner(strings.NewReader(text)); s.Scan(); {
+		field := strings.Fields(s.Text())
+		if len(field) < 3 || !strings.HasPrefix(field[0], "'") {
+			continue
+		}
+		part := strings.Split(field[1], "_")
+		if len(part) != 3 {
+			return nil, fmt.Errorf("apt: no package in %q", s.Text())
+		}
+		version, err := url.PathUnescape(part[1])
+		if err != nil {
+			return nil, fmt.Errorf("apt: no version in %q", s.Text())
+		}
+		size, err := strconv.ParseInt(field[2], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("apt: no size in %q", s.Text())
+		}
+		out = append(out, &Package{Name: part[0], Version: version, Size: size})
+	}
+	i := slices.IndexFunc(out, func(p *Package) bool { return p.Name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("apt: %s is not among the packages it needs: %q", name, lastLines(text, 2))
+	}
+	out[0], out[i] = out[i], out[0]
+	return out, nil
+}
+
+// download gets packages and returns their .debs, which are the caller's to remove.
+func (a *Archive) download(ctx context.Context, packages []*Package) ([]string, error) {
+	debs := filepath.Join(a.dir, "debs", "*.deb")
+	old, err := filepath.Glob(debs)
+	if err != nil {
+		return nil, fmt.Errorf("apt: %w", err)
 	}
 	for _, f := range old {
 		os.Remove(f)
 	}
-	a.Progress("downloading %s %s, %d MB", p.Name, p.Version, p.Size>>20)
+	args := []string{"download", "-q"}
+	var size int64
+	for _, p := range packages {
+		args = append(args, p.Name+"="+p.Version)
+		size += p.Size
+	}
+	what := packages[0].Name
+	if n := len(packages) - 1; n > 0 {
+		what += fmt.Sprintf(" and %d others", n)
+	}
+	a.progress("downloading %s, version %s, %d MB", what, packages[0].Version, size>>20)
 	done := make(chan struct{})
 	defer close(done)
-	go a.watch(p, done)
-	if _, err := a.run(ctx, "apt-get", "download", "-q", p.Name+"="+p.Version); err != nil {
-		return "", err
+	go a.watch(packages[0].Name, size, done)
+	if _, err := a.run(ctx, "apt-get", args...); err != nil {
+		return nil, err
 	}
-	found, err := filepath.Glob(filepath.Join(debs, p.Name+"_*.deb"))
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("apt: %s was downloaded to %d files: %v", p.Name, len(found), err)
+	found, err := filepath.Glob(debs)
+	if err != nil || len(found) != len(packages) {
+		return nil, fmt.Errorf("apt: %s: downloaded %d files, not %d: %v", what, len(found), len(packages), err)
 	}
-	return found[0], nil
+	return found, nil
 }
 
-func (a *Archive) watch(p *Package, done <-chan struct{}) {
+func (a *Archive) watch(what string, size int64, done <-chan struct{}) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	for {
@@ -253,26 +338,13 @@ func (a *Archive) watch(p *Package, done <-chan struct{}) {
 		}
 		var have int64
 		for _, d := range []string{"debs", "cache/archives/partial"} {
-			files, _ := filepath.Glob(filepath.Join(a.dir, d, p.Name+"_*"))
+			files, _ := filepath.Glob(filepath.Join(a.dir, d, "*.deb*"))
 			for _, f := range files {
 				if st, err := os.Stat(f); err == nil {
 					have += st.Size()
 				}
 			}
 		}
-		a.Progress("%s: %d of %d MB", p.Name, have>>20, p.Size>>20)
+		a.progress("%s: %d of %d MB", what, have>>20, size>>20)
 	}
-}
-
-// Install installs packages on this machine, from the archive's last suite where it has them. It needs
-// root.
-func (a *Archive) Install(ctx context.Context, packages ...string) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("apt: installing %s needs root: run this once with sudo, or install it from %s yourself",
-			strings.Join(packages, ", "), a.Suites[len(a.Suites)-1])
-	}
-	a.Progress("installing %s from %s", strings.Join(packages, ", "), a.Suites[len(a.Suites)-1])
-	args := append([]string{"install", "-q", "-y", "--no-install-recommends", "-t", a.Suites[len(a.Suites)-1]}, packages...)
-	_, err := a.run(ctx, "apt-get", args...)
-	return err
 }

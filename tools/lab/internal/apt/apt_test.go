@@ -1,8 +1,14 @@
 package apt
 
 import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"sort"
 	"strings"
 	"testing"
 
@@ -112,12 +118,12 @@ func TestMirror(t *testing.T) {
 	}
 }
 
-// What is rendered must be read back as the same source with the other suites.
+// What is rendered must be read back as the same source with the other suite.
 func TestRender(t *testing.T) {
 	m := Source{URIs: []string{"http://m/d"}, Fields: map[string]string{"Signed-By": "/k.gpg", "Architectures": "amd64", "Check-Valid-Until": "no"}}
-	got := parseStanzas(render(m, []string{"x", "x-backports"}))
+	got := parseStanzas(render(m, "x-backports"))
 	want := []Source{{
-		URIs: m.URIs, Suites: []string{"x", "x-backports"}, Components: []string{"main"},
+		URIs: m.URIs, Suites: []string{"x-backports"}, Components: []string{"main"},
 		Fields: map[string]string{"Signed-By": "/k.gpg", "Check-Valid-Until": "no", "Targets": "Packages"},
 	}}
 	if d := cmp.Diff(want, got); d != "" {
@@ -136,6 +142,109 @@ func TestParsePackage(t *testing.T) {
 	}
 	if _, err := parsePackage("N: nothing"); err == nil {
 		t.Error("accepted nothing")
+	}
+}
+
+func TestParseURIs(t *testing.T) {
+	text := "Reading...\n'http://m/libx_1-2_amd64.deb' libx_1-2_amd64.deb 10448 SHA256:00\n" +
+		"'http://m/p/qemu.deb' qemu_1%3a7.2+dfsg-7+deb12u18+b3_amd64.deb 9281168 \n"
+	got, err := parseURIs(text, "qemu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []*Package{
+		{Name: "qemu", Version: "1:7.2+dfsg-7+deb12u18+b3", Size: 9281168},
+		{Name: "libx", Version: "1-2", Size: 10448},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	for _, bad := range []string{"", "'u' libx_1_amd64.deb 5 H\n", "'u' qemu.deb 5 H\n", "'u' qemu_1_all.deb many H\n", "'u' qemu_%zz_all.deb 5 H\n"} {
+		if got, err := parseURIs(bad, "qemu"); err == nil {
+			t.Errorf("%q: %v", bad, got)
+		}
+	}
+}
+
+func TestExtract(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []tar.Header{
+		{Name: "./usr/lib/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "./usr/lib/x.so.1.0", Typeflag: tar.TypeReg, Mode: 0o600},
+		{Name: "./usr/lib/x.so.1", Typeflag: tar.TypeSymlink, Linkname: "x.so.1.0"},
+		{Name: "./lib/x.so", Typeflag: tar.TypeSymlink, Linkname: "/usr/lib/x.so.1.0"},
+		{Name: "./usr/lib/out", Typeflag: tar.TypeSymlink, Linkname: "../../../../etc"},
+		{Name: "./usr/lib/back", Typeflag: tar.TypeSymlink, Linkname: "../bin/tool"},
+		{Name: "./usr/bin/tool", Typeflag: tar.TypeReg, Mode: 0o755},
+		{Name: "./usr/share/doc/x", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "./../../evil", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "./usr/lib/../../../evil", Typeflag: tar.TypeReg, Mode: 0o644},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	place := func(name string) string {
+		for _, prefix := range []string{"usr/lib/", "lib/", "usr/bin/"} {
+			if rest, ok := strings.CutPrefix(name, prefix); ok {
+				return path.Join(path.Base(prefix), rest)
+			}
+		}
+		return ""
+	}
+	dir := t.TempDir()
+	if err := extract(&b, filepath.Join(dir, "out"), place); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			rel, _ := filepath.Rel(dir, p)
+			i, _ := d.Info()
+			got[rel] = i.Mode().Perm().String()
+			if to, err := os.Readlink(p); err == nil {
+				got[rel] = to
+			}
+		}
+		return err
+	})
+	want := map[string]string{
+		"out/lib/x.so.1.0": "-rw-r--r--", "out/lib/x.so.1": "x.so.1.0", "out/lib/x.so": "x.so.1.0",
+		"out/lib/back": "../bin/tool", "out/bin/tool": "-rwxr-xr-x",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestOlder(t *testing.T) {
+	in := []string{"6.12.100+deb12-amd64", "6.12.95+deb12-amd64", "6.12.9+deb12-amd64", "6.1.0-50-amd64", "7.3.4+deb13-amd64", "6.1.0-6-amd64"}
+	sort.Slice(in, func(i, j int) bool { return Older(in[i], in[j]) })
+	want := []string{"6.1.0-6-amd64", "6.1.0-50-amd64", "6.12.9+deb12-amd64", "6.12.95+deb12-amd64", "6.12.100+deb12-amd64", "7.3.4+deb13-amd64"}
+	if d := cmp.Diff(want, in); d != "" {
+		t.Error(d)
+	}
+	if Older("6.1", "6.1") || !Older("6.1", "6.1.2") {
+		t.Error("prefixes")
+	}
+}
+
+func TestNewest(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Newest(filepath.Join(dir, "gone")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
+	}
+	if _, err := Newest(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("empty: %v", err)
+	}
+	for _, name := range []string{"7.2-7+deb12u9", "7.2-7+deb12u18", ".7.2-7+deb12u19"} {
+		os.Mkdir(filepath.Join(dir, name), 0o755)
+	}
+	os.WriteFile(filepath.Join(dir, "8"), nil, 0o644)
+	if got, err := Newest(dir); err != nil || got != filepath.Join(dir, "7.2-7+deb12u18") {
+		t.Errorf("%s, %v", got, err)
 	}
 }
 

@@ -1,19 +1,13 @@
 package kernel
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
-	"path"
 	"path/filepath"
 	"sort"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"ironspan/tools/lab/internal/apt"
 )
@@ -25,27 +19,15 @@ const (
 
 // Fetch gets the newest kernel of the track's suite into the cache, if it is not there yet.
 func (t Track) Fetch(ctx context.Context, progress func(string, ...any)) (*Image, error) {
-	cache, err := CacheDir()
+	cache, err := apt.CacheDir()
 	if err != nil {
 		return nil, err
 	}
-	home := filepath.Join(cache, "kernel", t.Name)
-	if err := os.MkdirAll(home, 0o755); err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
-	}
-	lock, err := os.OpenFile(home+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
-	}
-	defer lock.Close()
-	if err := wait(ctx, lock, progress); err != nil {
-		return nil, err
-	}
-	a, err := apt.Open(filepath.Join(cache, "apt", t.Suite), t.Suite)
+	a, err := apt.Open(ctx, t.Suite, progress)
 	if err != nil {
 		return nil, err
 	}
-	a.Progress = progress
+	defer a.Close()
 	if err := a.Update(ctx); err != nil {
 		return nil, err
 	}
@@ -57,7 +39,7 @@ func (t Track) Fetch(ctx context.Context, progress func(string, ...any)) (*Image
 	if release == "" {
 		return nil, fmt.Errorf("kernel: %s has no %s%s…%s", t.Suite, imagePrefix, t.Prefix, flavour)
 	}
-	dir := filepath.Join(home, release)
+	dir := filepath.Join(cache, "kernel", t.Name, release)
 	if i, err := image(dir); err == nil {
 		progress("kernel %s is in the cache", release)
 		return i, nil
@@ -66,31 +48,14 @@ func (t Track) Fetch(ctx context.Context, progress func(string, ...any)) (*Image
 	if err != nil {
 		return nil, err
 	}
-	tmp := filepath.Join(home, "."+release)
-	if err := os.RemoveAll(tmp); err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
-	}
-	defer os.RemoveAll(tmp)
-	for _, p := range packages {
-		deb, err := a.Download(ctx, p)
-		if err != nil {
-			return nil, err
+	err = a.Unpack(ctx, packages, dir, func(name string) string { return place(name, release) }, func(dir string) error {
+		if _, err := image(dir); err != nil {
+			return fmt.Errorf("kernel: %s: the packages hold no vmlinuz or no modules: %w", release, err)
 		}
-		progress("unpacking %s", p.Name)
-		err = unpack(ctx, deb, tmp, release)
-		os.Remove(deb)
-		if err != nil {
-			return nil, err
-		}
-	}
-	if _, err := image(tmp); err != nil {
-		return nil, fmt.Errorf("kernel: %s: the packages hold no vmlinuz or no modules: %w", release, err)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
-	}
-	if err := os.Rename(tmp, dir); err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return image(dir)
 }
@@ -102,23 +67,6 @@ func (t Track) Get(ctx context.Context, progress func(string, ...any)) (*Image, 
 		return t.Fetch(ctx, progress)
 	}
 	return i, err
-}
-
-// wait takes the lock that keeps two fetches of one track apart.
-func wait(ctx context.Context, f *os.File, progress func(string, ...any)) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return nil
-	}
-	progress("another process is fetching this kernel; waiting")
-	got := make(chan error, 1)
-	go func() { got <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
-	select {
-	case err := <-got:
-		return err
-	case <-ctx.Done():
-		return errors.New("kernel: interrupted")
-	}
 }
 
 // newest picks the release of the newest plain image among package names.
@@ -136,7 +84,7 @@ func newest(names []string, prefix string) string {
 		}
 		releases = append(releases, r)
 	}
-	sort.Slice(releases, func(i, j int) bool { return older(releases[i], releases[j]) })
+	sort.Slice(releases, func(i, j int) bool { return apt.Older(releases[i], releases[j]) })
 	if len(releases) == 0 {
 		return ""
 	}
@@ -168,69 +116,6 @@ func closure(ctx context.Context, a *apt.Archive, name, release string) ([]*apt.
 		return nil
 	}
 	return out, visit(name)
-}
-
-// unpack takes kernel and modules out of a package.
-func unpack(ctx context.Context, deb, dir, release string) (err error) {
-	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return fmt.Errorf("kernel: unpack: %w", err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("kernel: unpack: %w", err)
-	}
-	err = extract(out, dir, release)
-	if err != nil {
-		cmd.Process.Kill()
-	}
-	if werr := cmd.Wait(); err == nil && werr != nil {
-		err = werr
-	}
-	if ctx.Err() != nil {
-		return errors.New("kernel: interrupted")
-	}
-	if err != nil {
-		return fmt.Errorf("kernel: unpack %s: %w", filepath.Base(deb), err)
-	}
-	return nil
-}
-
-func extract(r io.Reader, dir, release string) error {
-	t := tar.NewReader(r)
-	for {
-		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
-			_, err = io.Copy(io.Discard, r)
-			return err
-		}
-		if err != nil {
-			return err
-		}
-		if h.Typeflag != tar.TypeReg {
-			continue
-		}
-		target := place(path.Clean(h.Name), release)
-		if target == "" {
-			continue
-		}
-		target = filepath.Join(dir, target)
-		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-			return err
-		}
-		f, err := os.OpenFile(target, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, t)
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // place says where a file of a package goes in the cache; "" is nowhere.

@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"archive/tar"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"testing"
 
@@ -140,18 +138,6 @@ func TestUnsigned(t *testing.T) {
 	}
 }
 
-func TestOlder(t *testing.T) {
-	in := []string{"6.12.100+deb12-amd64", "6.12.95+deb12-amd64", "6.12.9+deb12-amd64", "6.1.0-50-amd64", "7.3.4+deb13-amd64", "6.1.0-6-amd64"}
-	sort.Slice(in, func(i, j int) bool { return older(in[i], in[j]) })
-	want := []string{"6.1.0-6-amd64", "6.1.0-50-amd64", "6.12.9+deb12-amd64", "6.12.95+deb12-amd64", "6.12.100+deb12-amd64", "7.3.4+deb13-amd64"}
-	if d := cmp.Diff(want, in); d != "" {
-		t.Error(d)
-	}
-	if older("6.1", "6.1") || !older("6.1", "6.1.2") {
-		t.Error("prefixes")
-	}
-}
-
 func TestNewest(t *testing.T) {
 	names := []string{
 		"linux-image-6.12.95+deb12-amd64", "linux-image-6.12.100+deb12-amd64", "linux-image-6.12.101+deb12-rt-amd64",
@@ -169,32 +155,21 @@ func TestNewest(t *testing.T) {
 	}
 }
 
-func TestExtract(t *testing.T) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, name := range []string{
-		"./boot/vmlinuz-7.1-amd64", "./usr/lib/modules/7.1-amd64/kernel/a.ko.xz", "./lib/modules/7.1-amd64/modules.builtin",
-		"./lib/modules/7.1-amd64/kernel/sound/s.ko", "./usr/share/doc/x", "./../../evil", "./lib/modules/7.1-amd64/../../../evil",
+func TestPlace(t *testing.T) {
+	const release = "7.1-amd64"
+	for name, want := range map[string]string{
+		"boot/vmlinuz-7.1-amd64":                   "vmlinuz",
+		"usr/lib/modules/7.1-amd64/vmlinuz":        "vmlinuz",
+		"usr/lib/modules/7.1-amd64/kernel/a.ko.xz": "modules/kernel/a.ko.xz",
+		"lib/modules/7.1-amd64/modules.builtin":    "modules/modules.builtin",
+		"lib/modules/7.1-amd64/kernel/sound/s.ko":  "",
+		"lib/modules/7.2-amd64/kernel/a.ko":        "",
+		"usr/share/doc/x":                          "",
+		"../lib/modules/7.1-amd64/modules.builtin": "",
 	} {
-		w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: 1})
-		w.Write([]byte("x"))
-	}
-	w.Close()
-	dir := t.TempDir()
-	if err := extract(&b, filepath.Join(dir, "out"), "7.1-amd64"); err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
-			rel, _ := filepath.Rel(dir, p)
-			got = append(got, rel)
+		if got := place(name, release); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
 		}
-		return err
-	})
-	want := []string{"out/modules/kernel/a.ko.xz", "out/modules/modules.builtin", "out/vmlinuz"}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Error(d)
 	}
 }
 

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -22,13 +23,13 @@ const (
 	MaxServers = 64
 )
 
-// Config is what a lab is made of. It is complete: the supervisor looks nothing up.
+// Config is what a lab is made of. Start completes it: the supervisor looks nothing up.
 type Config struct {
 	Servers   int           `json:"servers"`
 	VCPUs     int           `json:"vcpus"`
 	MemoryMiB int           `json:"memory_mib"`
 	Accel     qemu.Accel    `json:"accel"`
-	QEMU      string        `json:"qemu"`
+	QEMU      qemu.QEMU     `json:"qemu"`    // this machine's own, if any; after Start, the one chosen
 	Kernel    string        `json:"kernel"`  // vmlinuz
 	Modules   string        `json:"modules"` // lib/modules/<release>
 	Release   string        `json:"release"`
@@ -49,6 +50,31 @@ func (c *Config) validate() error {
 		return fmt.Errorf("lab: a server needs at least 256M of memory")
 	}
 	return nil
+}
+
+// complete chooses the QEMU, and has the servers' KVM page as it allows.
+func (c *Config) complete(ctx context.Context, say func(format string, args ...any)) (err error) {
+	if c.QEMU, err = qemu.Choose(ctx, c.Accel, c.QEMU, say); err != nil {
+		return err
+	}
+	say("servers run in %v", c.QEMU)
+	c.Append = withPaging(c.Append, c.Accel == qemu.TCG && c.QEMU.ShadowPaging())
+	return nil
+}
+
+// withPaging adds to a server's kernel command line that its KVM shall use shadow paging, if it can and nothing else
+// is said there: with nested paging every page-table walk of a guest would be a write to its page tables.
+func withPaging(words string, shadow bool) string {
+	const npt = "kvm_amd.npt="
+	for _, w := range strings.Fields(words) {
+		if strings.HasPrefix(strings.ReplaceAll(w, "-", "_"), npt) {
+			return words
+		}
+	}
+	if !shadow {
+		return words
+	}
+	return strings.TrimSpace(words + " " + npt + "0")
 }
 
 // Host is the name of server n.

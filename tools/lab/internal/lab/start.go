@@ -38,12 +38,17 @@ type Running struct {
 }
 
 // Start brings a lab up and returns when all its servers answer. When ctx ends before that, the lab is
-// taken down again. With Config.Tether the lab lives until Stop, or until this process dies.
+// taken down again. It fetches a QEMU if there is none that suits. With Config.Tether the lab lives until Stop, or
+// until this process dies.
 func Start(ctx context.Context, d Dir, c *Config, progress func(server int, text string)) (*Running, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	if err := static("/proc/self/exe"); err != nil {
+		return nil, err
+	}
+	say := func(format string, args ...any) { progress(-1, fmt.Sprintf(format, args...)) }
+	if err := c.complete(ctx, say); err != nil {
 		return nil, err
 	}
 	lock, err := d.lock()

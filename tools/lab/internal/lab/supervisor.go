@@ -215,7 +215,7 @@ func (s *supervisor) launchOne(n int, wireEnd *os.File) (*server, error) {
 		return nil, fmt.Errorf("lab: agent socket: %w", err)
 	}
 	m := qemu.Machine{
-		Name: "ironspan-lab-" + s.dir.Name + "-" + Host(n), Accel: s.config.Accel,
+		Name: "ironspan-lab-" + s.dir.Name + "-" + Host(n), QEMU: s.config.QEMU, Accel: s.config.Accel,
 		VCPUs: s.config.VCPUs, MemoryMiB: s.config.MemoryMiB,
 		Kernel: s.config.Kernel, Initrd: s.dir.initramfs(), Append: s.config.Append,
 		Console: s.dir.Console(n), MAC: mac(n), MTU: MTU, Port: remote.PortName,
@@ -230,7 +230,7 @@ func (s *supervisor) launchOne(n int, wireEnd *os.File) (*server, error) {
 		}
 		m.Exports = append(m.Exports, qemu.Export{Tag: sh.Tag, Path: path, ReadOnly: sh.ReadOnly})
 	}
-	cmd := exec.Command(s.config.QEMU, m.Args()...)
+	cmd := m.Command()
 	cmd.ExtraFiles = []*os.File{wireEnd, theirs}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

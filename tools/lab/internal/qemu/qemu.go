@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -30,6 +29,7 @@ const (
 // Machine is one lab server.
 type Machine struct {
 	Name      string
+	QEMU      QEMU
 	Accel     Accel
 	VCPUs     int
 	MemoryMiB int
@@ -64,11 +64,19 @@ const bootFlags = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokas
 	"random.trust_cpu=on 8250.nr_uarts=1 i8042.noaux i8042.nokbd raid=noautodetect nomodeset net.ifnames=0 " +
 	"pci=nommconf,lastbus=0 libata.force=disable transparent_hugepage=madvise workqueue.watchdog_thresh=0"
 
-// Args is the command line without the binary.
-func (m *Machine) Args() []string {
+// Command starts the machine.
+func (m *Machine) Command() *exec.Cmd {
+	return m.QEMU.command(context.Background(), m.args()...)
+}
+
+func (m *Machine) args() []string {
 	cpu, accel := cpuTCG, "tcg,thread=multi"
-	if m.Accel == KVM {
+	switch {
+	case m.Accel == KVM:
 		cpu, accel = "host", "kvm"
+	case m.VCPUs > 1 && !m.QEMU.atLeast(8, 0):
+		// There a CPU that runs code while another one patches it dies of the patch's breakpoint: "Oops: int3".
+		accel = "tcg,thread=single"
 	}
 	args := []string{
 		"-name", m.Name, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
@@ -96,36 +104,3 @@ func (m *Machine) Args() []string {
 
 // escape doubles commas, which separate options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
-
-var versionRE = regexp.MustCompile(`QEMU emulator version (\d+)\.(\d+)`)
-
-// ParseVersion reads the first line of qemu --version.
-func ParseVersion(out string) (major, minor int, err error) {
-	m := versionRE.FindStringSubmatch(out)
-	if m == nil {
-		return 0, 0, fmt.Errorf("qemu: no version in %q", out)
-	}
-	major, _ = strconv.Atoi(m[1])
-	minor, _ = strconv.Atoi(m[2])
-	return major, minor, nil
-}
-
-// Usable says whether the machine's QEMU is there and new enough; if not, why.
-func Usable(ctx context.Context) (path string, reason string) {
-	path, err := exec.LookPath(Binary)
-	if err != nil {
-		return "", Binary + " is not installed"
-	}
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
-	if err != nil {
-		return "", fmt.Sprintf("%s --version: %v", path, err)
-	}
-	major, minor, err := ParseVersion(string(out))
-	if err != nil {
-		return "", err.Error()
-	}
-	if major < MinMajor {
-		return "", fmt.Sprintf("%s is %d.%d; the lab needs %d.0 or newer", path, major, minor, MinMajor)
-	}
-	return path, ""
-}

@@ -17,7 +17,7 @@ func TestParseVersion(t *testing.T) {
 		{"bash: not found", 0, 0, false},
 	}
 	for _, tt := range tests {
-		major, minor, err := ParseVersion(tt.in)
+		major, minor, err := parseVersion(tt.in)
 		if major != tt.major || minor != tt.minor || (err == nil) != tt.ok {
 			t.Errorf("%q: %d.%d, %v", tt.in, major, minor, err)
 		}
@@ -25,9 +25,9 @@ func TestParseVersion(t *testing.T) {
 }
 
 func TestArgs(t *testing.T) {
-	m := Machine{Accel: TCG, VCPUs: 2, MemoryMiB: 512, Console: "/a,b", Port: "p", MTU: 9000, Append: "extra", WireFD: 3, AgentFD: 4,
+	m := Machine{QEMU: QEMU{Major: 10}, Accel: TCG, VCPUs: 2, MemoryMiB: 512, Console: "/a,b", Port: "p", MTU: 9000, Append: "extra", WireFD: 3, AgentFD: 4,
 		Exports: []Export{{Tag: "root", Path: "/", ReadOnly: true}, {Tag: "w", Path: "/x,y"}}}
-	line := strings.Join(m.Args(), " ")
+	line := strings.Join(m.args(), " ")
 	for _, want := range []string{
 		"-accel tcg,thread=multi", "-smp 2", "-m 512M", "path=/a,,b", "host_mtu=9000", " extra ",
 		"addr.type=fd,addr.str=3", "socket,id=agent,fd=4", "name=p",
@@ -37,8 +37,20 @@ func TestArgs(t *testing.T) {
 			t.Errorf("%q is missing in %s", want, line)
 		}
 	}
+	for _, tt := range []struct {
+		q     QEMU
+		vcpus int
+		want  string
+	}{
+		{QEMU{Major: 7, Minor: 2}, 1, "thread=multi"}, {QEMU{Major: 7, Minor: 2}, 2, "thread=single"}, {QEMU{Major: 8}, 2, "thread=multi"},
+	} {
+		m.QEMU, m.VCPUs = tt.q, tt.vcpus
+		if line = strings.Join(m.args(), " "); !strings.Contains(line, tt.want) {
+			t.Errorf("%v, %d CPUs: no %s in %s", tt.q, tt.vcpus, tt.want, line)
+		}
+	}
 	m.Accel = KVM
-	if line = strings.Join(m.Args(), " "); !strings.Contains(line, "-accel kvm -cpu host") {
+	if line = strings.Join(m.args(), " "); !strings.Contains(line, "-accel kvm -cpu host") {
 		t.Errorf("kvm: %s", line)
 	}
 }
