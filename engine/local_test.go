@@ -100,7 +100,7 @@ func newLocal(t *testing.T, nodes int) *local {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { listener.Close() })
-		l.machines = append(l.machines, New(Options{Listener: listener, Log: log}))
+		l.machines = append(l.machines, New(Options{Listener: listener, Log: log, StaticTables: true}))
 		n := spec.DefaultNode()
 		n.Name, n.Addr, n.VCPUs, n.Memory = name, listener.Addr().String(), 1, spec.MinBootMemory
 		sp.Nodes = append(sp.Nodes, n)

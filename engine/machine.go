@@ -18,6 +18,10 @@ import (
 type Options struct {
 	Listener *cluster.Listener // where peers reach this node
 	Log      *slog.Logger      // default slog.Default()
+
+	// StaticTables promises that the guest never changes its page tables. Only then can it be on several nodes where
+	// KVM translates by shadow page tables and has no system management mode.
+	StaticTables bool
 }
 
 // Machine is a node's share of one VM at a time. It implements [control.Machine].

@@ -29,6 +29,9 @@ const (
 	// maxStripes bounds the mappings that striping makes of guest RAM, well below vm.max_map_count.
 	maxStripes = 4096
 
+	// prefetch is how many pages a node asks for ahead of faults in sequence, at most.
+	prefetch = 64
+
 	// machineLane is the machine lane's number; shards have theirs from 0.
 	machineLane = 0xffff
 )
@@ -89,6 +92,10 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 	if err != nil {
 		return m, err
 	}
+	host, err := kvmhost.Probe()
+	if err != nil {
+		return m, err
+	}
 	shift := stripeShift(p)
 	for s := range p.Shards {
 		u, err := uffd.Open()
@@ -106,7 +113,8 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 		m.slots = append(m.slots, slots)
 		agent, err := coherence.New(coherence.Config{
 			Self: n.self, Homes: m.homes, Shard: s, Shards: p.Shards, StripeShift: shift, Epoch: p.Epoch,
-			Slots: slotsPerShard, Tenure: tenure(p.Tenure), ReadAsWrite: !support.ContinueWP,
+			Slots: slotsPerShard, Tenure: tenure(p.Tenure, host.WalksWrite), ReadAsWrite: !support.ContinueWP,
+			WalksWrite: host.WalksWrite, Migratory: true, Prefetch: prefetch,
 		})
 		if err != nil {
 			return m, err
@@ -224,14 +232,25 @@ func (m *memoryHalf) close() error {
 	return errors.Join(errs...)
 }
 
-// memorySlots are the guest's memory as KVM is told: all of the VM's RAM, in one piece or two around the hole.
-func (m *memoryHalf) memorySlots(p *spec.Plan) []kvmhost.Slot {
+// memorySlots are the guest's memory as KVM is told: all of the VM's RAM, in one piece or two around the hole. view is
+// where the first byte of RAM is mapped.
+func memorySlots(p *spec.Plan, view uintptr) []kvmhost.Slot {
 	var out []kvmhost.Slot
 	for _, r := range (spec.PFNRange{Last: wire.PFN(p.Pages())}).GPAs() {
 		page, _ := spec.GPAToPFN(r.Start)
-		out = append(out, kvmhost.Slot{GPA: uint64(r.Start), Size: r.Size(), HVA: m.ram.GuestAddr(page)})
+		out = append(out, kvmhost.Slot{GPA: uint64(r.Start), Size: r.Size(), HVA: view + uintptr(page)<<wire.PageShift})
 	}
 	return out
+}
+
+// snoop lets the shards tell the VM of each page that leaves this node.
+func (m *memoryHalf) snoop(vm *kvmhost.VM) {
+	for i, shard := range m.shards {
+		s := vm.Snooper(i)
+		shard.SetForget(func(page wire.PFN) unix.Errno {
+			return s.Forget(uint64(spec.PFNToGPA(page)), m.ram.Page(page)[kvmhost.SnoopOffset])
+		})
+	}
 }
 
 // stripeShift is the log2 of a stripe's pages: as small as keeps the number of stripes, each a mapping of its own,
@@ -241,9 +260,14 @@ func stripeShift(p *spec.Plan) uint {
 	return max(largePage, uint(bits.Len64(p.Pages()/maxStripes)))
 }
 
-// tenure derives the protocol's constants from the two that a user may set.
-func tenure(t spec.Tenure) coherence.Tenure {
-	return coherence.Tenure{Base: t.Base.Std(), Max: t.Max.Std(), Window: max(t.Max.Std(), time.Millisecond)}
+// tenure derives the protocol's constants from the two that a user may set. The long ones serve collecting many pages
+// for one instruction, which is only needed where walks of page tables count as writes.
+func tenure(t spec.Tenure, walksWrite bool) coherence.Tenure {
+	longest := t.Max.Std()
+	if !walksWrite {
+		longest = min(longest, 8*t.Base.Std())
+	}
+	return coherence.Tenure{Base: t.Base.Std(), Max: longest, Window: max(t.Max.Std(), time.Millisecond)}
 }
 
 func pollMode(p spec.Poll) fastpath.PollMode {

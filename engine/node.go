@@ -126,10 +126,11 @@ func (n *node) prepare(ctx context.Context) (err error) {
 	}
 	// The guest's TSC is the one clock that all nodes have.
 	guest := kvmhost.HostTSC() + uint64(offset)
-	n.memory.startShards(n, time.Now().Add(-time.Duration(kvmhost.TSCToNs(guest, n.me().TSCKHz))))
+	zero := time.Now().Add(-time.Duration(kvmhost.TSCToNs(guest, n.me().TSCKHz)))
 	if err := n.newVM(offset); err != nil {
 		return err
 	}
+	n.memory.startShards(n, zero)
 	n.ready.Store(true) // before any peer's vCPUs can run
 	if err := n.mesh.Barrier(ctx, "prepared"); err != nil {
 		return err
@@ -278,7 +279,7 @@ func (n *node) newVM(offset int64) error {
 		return err
 	}
 	cfg := kvmhost.Config{
-		Slots: n.memory.memorySlots(n.plan), Bus: n.bus, Remote: remote{n}, CPUID: cpuid, Topology: topology(n.plan),
+		Slots: memorySlots(n.plan, n.memory.ram.GuestView()), Bus: n.bus, Remote: remote{n}, CPUID: cpuid, Topology: topology(n.plan),
 		TSCKHz: n.me().TSCKHz, TSCOffset: offset, Stretch: stretch(dilated(n.plan.Nodes[0].TSCKHz, n.plan.Dilate)),
 	}
 	cfg.Idle = func(idle bool) {
@@ -292,8 +293,19 @@ func (n *node) newVM(offset int64) error {
 	for i, id := range n.me().APICIDs {
 		cfg.VCPUs = append(cfg.VCPUs, kvmhost.VCPUConfig{APICID: id, CPU: n.memory.pins.vcpu(i), BSP: n.self == platformNode && i == 0})
 	}
+	snoop, err := n.snoops()
+	if err != nil {
+		return err
+	}
+	if snoop {
+		cfg.Snoopers = len(n.memory.shards)
+		cfg.ServiceSlots = memorySlots(n.plan, n.memory.ram.ServiceView())
+	}
 	if n.vm, err = kvmhost.New(cfg); err != nil {
 		return err
+	}
+	if snoop {
+		n.memory.snoop(n.vm)
 	}
 	if n.self != platformNode {
 		return nil
@@ -312,6 +324,25 @@ func (n *node) newVM(offset int64) error {
 	}
 	debug.FreeOSMemory() // the images' copies, which are large
 	return n.vm.SetBootState(0, loaded.State)
+}
+
+// snoops says whether KVM's shadow page tables have to be kept from going stale: see kvmhost.Snooper.
+func (n *node) snoops() (bool, error) {
+	support, err := kvmhost.Probe()
+	if err != nil {
+		return false, err
+	}
+	if len(n.plan.Nodes) == 1 || support.Translation == kvmhost.Nested {
+		return false, nil
+	}
+	if !support.Snoop {
+		if n.opts.StaticTables {
+			return false, nil
+		}
+		return false, errors.New("engine: this server's KVM translates by shadow page tables and has no system management " +
+			"mode, so it cannot be told when another server changes a page table: use a KVM with nested paging, or one node")
+	}
+	return true, nil
 }
 
 // intersectCPUID is the processor that the guest sees: what all nodes' can do.

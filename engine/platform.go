@@ -112,7 +112,7 @@ func commandLine(plan *spec.Plan) string {
 		fmt.Sprintf("tsc_early_khz=%d", dilated(plan.Nodes[0].TSCKHz, plan.Dilate)),
 		"clocksource=tsc tsc=reliable no_timer_check",
 		"nopti nokaslr mitigations=off",
-		"numa_balancing=disable transparent_hugepage=never",
+		"numa_balancing=disable transparent_hugepage=madvise",
 		"nowatchdog skew_tick=1",
 		"8250.nr_uarts=1 pci=off rcupdate.rcu_expedited=1",
 		"reboot=acpi panic=-1",

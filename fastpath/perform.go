@@ -26,6 +26,9 @@ func (s *Shard) perform(now int64) {
 			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
 		case coherence.OpUnmap:
 			s.check("unmap", a.Page, s.ram.Unmap(a.Page))
+			if s.forget != nil {
+				s.check("forget", a.Page, s.forget(a.Page))
+			}
 		case coherence.OpDiscard:
 			s.check("discard", a.Page, s.ram.Discard(a.Page))
 		case coherence.OpInstall:

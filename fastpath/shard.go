@@ -90,6 +90,7 @@ type Shard struct {
 	u      *uffd.FD
 	ep     fabric.Endpoint
 	onLost func(*fabric.PeerError)
+	forget func(wire.PFN) unix.Errno
 
 	cpu        int
 	spin       int64 // nanoseconds to poll before sleeping; math.MaxInt64: never sleep
@@ -286,6 +287,10 @@ func pin(cpu int) (restore func(), err error) {
 // SetZero sets the zero of the shard's clock, by which nodes take turns: the same instant on all nodes, as closely
 // as is known. Before Run.
 func (s *Shard) SetZero(zero time.Time) { s.base = zero }
+
+// SetForget gives the shard what is to be done with each page whose right goes, between the end of the right and the
+// sending of its bytes: KVM's shadow page tables are made from pages as they were. Before Run.
+func (s *Shard) SetForget(forget func(wire.PFN) unix.Errno) { s.forget = forget }
 
 // clock returns nanoseconds since the clock's zero. Only the monotonic clock is read.
 func (s *Shard) clock() int64 { return int64(time.Since(s.base)) }

@@ -32,6 +32,13 @@ type Support struct {
 	// guest's CPUID has no MWAIT all the same.
 	MWAITQuirk bool
 	PMUControl bool // the virtual PMU can be switched off
+	// Translation is how guest addresses are translated. With Shadow, a VM on several servers needs Config.Snoopers,
+	// and Snoop says whether this KVM can have any: it takes system management mode.
+	Translation Translation
+	Snoop       bool
+	// WalksWrite: walks of the guest's page tables count as writes to them. Servers that share page tables then take
+	// them from each other all the time.
+	WalksWrite bool
 	// TSCOffset: a guest's TSC can differ from the host's by an offset. If not, only offset 0 will do.
 	TSCOffset bool
 }
@@ -89,6 +96,10 @@ func probe() (*Support, error) {
 	if n, err := checkExtension(dev, capPMU); err == nil && n&pmuCapDisable != 0 {
 		s.PMUControl = true
 	}
+	s.Translation, s.WalksWrite = translation()
+	smm, _ := checkExtension(dev, kvm.CapX86SMM)
+	spaces, _ := checkExtension(dev, kvm.CapMultiAddressSpace)
+	s.Snoop = smm > 0 && spaces > 1
 
 	r, err := trial(dev, false)
 	if err == nil && !r.deadlineExits {

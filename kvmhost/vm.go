@@ -65,6 +65,11 @@ type Config struct {
 	// Idle is told, on a vCPU's thread, when the last of this node's vCPUs goes to sleep in a halt, and when the
 	// first wakes again. It must be quick. Nil: nobody is.
 	Idle func(idle bool)
+	// Snoopers is how many threads call Snooper.Forget, each with one of its own. They reach the same RAM as Slots,
+	// through ServiceSlots: other mappings, which never fault. 0 where the VM is on this server alone, or
+	// Support.Translation is Nested.
+	Snoopers     int
+	ServiceSlots []Slot
 	// HaltPoll is how long a halted vCPU looks for work before its thread sleeps.
 	HaltPoll time.Duration
 }
@@ -75,6 +80,8 @@ type Config struct {
 type VM struct {
 	fd     int
 	vcpus  []*vcpu
+	snoop  *snoopMemory
+	snoops []*Snooper
 	lapics apic.Group
 	bus    *bus.Bus
 	eoi    func(uint8)
@@ -181,12 +188,31 @@ func New(c Config) (_ *VM, err error) {
 		vm.vcpus = append(vm.vcpus, v)
 		vm.lapics = append(vm.lapics, v.lapic)
 	}
+	if c.Snoopers == 0 {
+		return vm, nil
+	}
+	if vm.snoop, err = newSnoopMemory(vm.fd, c.Snoopers, c.ServiceSlots); err != nil {
+		return nil, fmt.Errorf("kvmhost: snoopers: %w", err)
+	}
+	for i := range c.Snoopers {
+		s, err := newSnooper(vm.fd, vm.snoop, i, len(c.VCPUs)+i, c.CPUID.forVCPU(uint32(i), c.Topology), runSize)
+		if err != nil {
+			return nil, fmt.Errorf("kvmhost: snooper %d: %w", i, err)
+		}
+		vm.snoops = append(vm.snoops, s)
+	}
 	return vm, nil
 }
 
+// Snooper returns the i-th of Config.Snoopers. It is good until Close.
+func (vm *VM) Snooper(i int) *Snooper { return vm.snoops[i] }
+
 func (c *Config) check(s *Support) error {
-	if len(c.VCPUs) > s.MaxVCPUs {
-		return fmt.Errorf("kvmhost: %d vcpus, KVM takes %d", len(c.VCPUs), s.MaxVCPUs)
+	if n := len(c.VCPUs) + c.Snoopers; n > s.MaxVCPUs {
+		return fmt.Errorf("kvmhost: %d vcpus, %d of them for shards, KVM takes %d", n, c.Snoopers, s.MaxVCPUs)
+	}
+	if c.Snoopers > 0 && !s.Snoop {
+		return notSupported("this KVM has no system management mode, so it cannot be told that another server changes page tables")
 	}
 	if c.TSCOffset != 0 && !s.TSCOffset {
 		return notSupported("this KVM gives guests the host's TSC: it can be the only server of a VM, or one whose TSC offset is 0")
@@ -335,6 +361,12 @@ func (vm *VM) Close() error {
 	var errs []error
 	for _, v := range vm.vcpus {
 		errs = append(errs, v.close())
+	}
+	for _, s := range vm.snoops {
+		errs = append(errs, s.close())
+	}
+	if vm.snoop != nil {
+		errs = append(errs, vm.snoop.close())
 	}
 	if vm.fd >= 0 {
 		errs = append(errs, unix.Close(vm.fd))

@@ -26,6 +26,9 @@ type Agent struct {
 	shift         uint
 	mask          wire.PFN
 	readAsWrite   bool
+	walksWrite    bool
+	migrate       bool
+	prefetch      uint32
 
 	pages []local // this node's right to each page of the shard, by index
 
@@ -45,11 +48,13 @@ type Agent struct {
 	dir     []entry
 	records []record
 	slots   uint32
+	trial   uint8 // counts the reads of migratory pages
 
 	policy policy
 	spell  spell
 
 	companions companions
+	streams    streams
 	idle       bool // no vCPU of this node runs
 	hot        sketch
 
@@ -98,7 +103,7 @@ func New(c Config) (*Agent, error) {
 		self: c.Self, nodes: n, others: (1<<n - 1) &^ bit(c.Self), epoch: c.Epoch,
 		homes: append([]Range(nil), c.Homes...), total: c.Homes[n-1].Last,
 		shards: wire.PFN(c.Shards), shard: wire.PFN(c.Shard), shift: c.StripeShift, mask: 1<<c.StripeShift - 1,
-		readAsWrite: c.ReadAsWrite, home: c.Homes[c.Self], slots: uint32(c.Slots), policy: newPolicy(c.Tenure),
+		readAsWrite: c.ReadAsWrite, walksWrite: c.WalksWrite, migrate: c.Migratory, prefetch: uint32(c.Prefetch), home: c.Homes[c.Self], slots: uint32(c.Slots), policy: newPolicy(c.Tenure),
 	}
 	end := a.firstIndex(a.total)
 	if end > math.MaxUint32 {
@@ -135,6 +140,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("coherence: shard %d of %d", c.Shard, c.Shards)
 	case c.StripeShift > 32:
 		return fmt.Errorf("coherence: stripes of 2^%d pages, want at most 2^32", c.StripeShift)
+	case c.Prefetch < 0 || c.Prefetch > MaxSlots:
+		return fmt.Errorf("coherence: %d pages of prefetch, want at most %d", c.Prefetch, MaxSlots)
 	case c.Slots < 1 || c.Slots > MaxSlots:
 		return fmt.Errorf("coherence: %d slots, want 1 to %d", c.Slots, MaxSlots)
 	}
@@ -176,9 +183,15 @@ func (a *Agent) Fault(now int64, page wire.PFN, write bool) Status {
 			p.marks |= queuedWrite
 		}
 	case len(a.free) > 0:
+		if a.prefetch > 0 {
+			need = a.foresee(i, need)
+		}
 		a.ask(now, i, page, need)
-		if write {
+		if write && a.walksWrite {
 			a.askCompanions(now, i)
+		}
+		if a.prefetch > 0 {
+			a.askAhead(now, i, need)
 		}
 	case a.waiters.push(i):
 		a.stats.SlotWaits++

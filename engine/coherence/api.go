@@ -38,6 +38,16 @@ type Config struct {
 	// Tenure sets how long a page that is fought over stays with its winner. The zero value is: not at all.
 	Tenure Tenure
 
+	// WalksWrite says that this node's processors count a walk of the guest's page tables as a write to them. Then an
+	// instruction can need ten pages and more in M at a time, and the node asks for all that it lost at once.
+	WalksWrite bool
+
+	// Migratory makes this home give a page to a reader in M at once where the readers before it went on to write it.
+	Migratory bool
+
+	// Prefetch is how many pages ahead a node asks for at most when its faults come in sequence; 0: none.
+	Prefetch int
+
 	// ReadAsWrite makes a read fault on a page homed here ask for M, for kernels that cannot map an
 	// existing page write-protected (no UFFDIO_CONTINUE_MODE_WP).
 	ReadAsWrite bool
@@ -153,6 +163,7 @@ type Stats struct {
 	SlotWaits      uint64 // no slot free: waited in the local FIFO
 	SlotRefusals   uint64 // nor room in the FIFO: woken, to fault again
 	Companions     uint64 // no faults, but pages asked for along with one (see companions)
+	Prefetches     uint64 // no faults, but pages asked for ahead of them (see streams)
 
 	// As requester, by what the grant brought.
 	GrantsShared    uint64
@@ -169,6 +180,7 @@ type Stats struct {
 	Forwards    uint64    // to other nodes and to itself
 	Invalidates uint64    // to other nodes and to itself
 	WriteBacks  uint64
+	Migrations  uint64 // reads that were given the page to write, because those before went on to do so
 	Moves       uint64 // transactions that took a right away from somebody
 	PingPongs   uint64 // of these, within the tenure window of the one before
 

@@ -18,7 +18,11 @@ const (
 	shared    uint8 = 1 << iota // held in S by sharers (which may be none), and the home frame is good
 	busy                        // the first request of the ring is in progress
 	writeBack                   // the home frame is not good before owner's write-back is here
+	migratory                   // who reads the page goes on to write it: see begin
 )
+
+// One in so many reads of a migratory page is served as a mere read, to see whether the page still is one.
+const migratoryTrial = 8
 
 const (
 	levelShift = 4
@@ -135,12 +139,32 @@ func (a *Agent) advance(now int64, i uint32, e *entry) {
 	}
 }
 
-// begin sends out what the request takes. It leaves the phase as it is if the transaction is over with that:
+// begin sends out what the request takes.
+//
+// A page is migratory if the last node that read it went on to write it and the only other copy was the previous
+// writer's: it follows a lock or a task from node to node. The next reader of such a page gets it in M at once, which
+// saves the upgrade.
+//
+// It leaves the phase as it is if the transaction is over with that:
 // if all the requester needs is a grant from here, then whatever this home sends it about the page later
 // comes after that grant on the same queue pair, and there is nothing to wait for.
 func (a *Agent) begin(now int64, i uint32, e *entry, r *record) {
 	page := a.pageAt(i)
 	a.stats.Requests[r.kind-wire.GetS]++
+	switch {
+	case r.kind == wire.GetS && e.is(migratory) && !e.is(shared):
+		if a.trial = (a.trial + 1) % migratoryTrial; a.trial == 0 {
+			e.bits &^= migratory
+			break
+		}
+		a.stats.Migrations++
+		r.kind = wire.GetM
+	case r.kind == wire.Upgrade:
+		e.bits &^= migratory
+		if a.migrate && e.is(shared) && e.owner != r.requester && e.sharers == bit(e.owner)|bit(r.requester) {
+			e.bits |= migratory
+		}
+	}
 	switch {
 	case !e.is(shared):
 		a.beginOwned(now, page, i, e, r)

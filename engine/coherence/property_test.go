@@ -22,9 +22,13 @@ func TestOrders(t *testing.T) {
 		slots := rapid.IntRange(1, 2).Draw(t, "slots")
 		tenure := rapid.Bool().Draw(t, "tenure")
 		readAsWrite := rapid.Bool().Draw(t, "readAsWrite")
+		migratory := rapid.Bool().Draw(t, "migratory")
+		prefetch := rapid.IntRange(0, slots).Draw(t, "prefetch")
 		c := newCluster(t, nodes, 1, func(c *Config) {
 			c.Slots = slots
 			c.ReadAsWrite = readAsWrite
+			c.Migratory = migratory
+			c.Prefetch = prefetch
 			if tenure {
 				c.Tenure = Tenure{Base: 10 * time.Microsecond, Max: 40 * time.Microsecond, Window: 100 * time.Microsecond}
 			}

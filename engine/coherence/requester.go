@@ -113,7 +113,7 @@ func (a *Agent) stepGrant(now int64, i uint32, m *wire.Message) Status {
 		return BadTxn
 	}
 	need := m.Args[1]
-	if m.Mode != r.want || need&^a.others != 0 || need != 0 && m.Mode != wire.Modified {
+	if m.Mode < r.want || need&^a.others != 0 || need != 0 && m.Mode != wire.Modified {
 		return BadField
 	}
 	home := a.homeOf(m.Page)
@@ -127,6 +127,7 @@ func (a *Agent) stepGrant(now int64, i uint32, m *wire.Message) Status {
 	case m.Flags == 0 && (r.kind != wire.Upgrade || home != m.From || a.pages[i].mode != wire.Shared):
 		return BadState // nothing to upgrade
 	}
+	r.want = m.Mode // a reader may get more than it asked for
 	a.granted(now, r, m.Flags, int64(min(m.Args[0], uint64(a.policy.max))), need, home != m.From || need != 0)
 	return OK
 }

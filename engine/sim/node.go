@@ -22,8 +22,8 @@ type node struct {
 	unasked uint64 // pages installed that no vCPU had faulted on
 }
 
-// companions is how many pages the agent has asked for on its own account.
-func (n *node) companions() uint64 { return n.agent.Stats().Companions }
+// ownAccount is how many pages the agent has asked for on its own account.
+func (n *node) ownAccount() uint64 { return n.agent.Stats().Companions + n.agent.Stats().Prefetches }
 
 // poison is what a receive slot holds that nothing was written to, or whose page was installed.
 const poison = 0xdead_0000_0000_0000
@@ -33,6 +33,7 @@ func (c *cluster) addNode(id int) error {
 	a, err := coherence.New(coherence.Config{
 		Self: wire.NodeID(id), Homes: cfg.Homes, Shard: cfg.Shard, Shards: cfg.Shards, StripeShift: cfg.StripeShift,
 		Epoch: 7, Slots: cfg.Slots, Tenure: cfg.Tenure, ReadAsWrite: cfg.ReadAsWrite,
+		WalksWrite: cfg.WalksWrite, Migratory: cfg.Migratory, Prefetch: cfg.Prefetch,
 	})
 	if err != nil {
 		return err
@@ -223,7 +224,7 @@ func (c *cluster) served(n *node, page wire.PFN) {
 	c.costs.served(n.id, page)
 	since, ok := n.since[page]
 	if !ok { // a companion, then
-		if n.unasked++; n.unasked > n.companions() {
+		if n.unasked++; n.unasked > n.ownAccount() {
 			c.fail("node %d gets page %d, for which it did not ask", n.id, page)
 		}
 		return

@@ -21,7 +21,7 @@ const contestTime = 300 * time.Millisecond
 // live-lock, even ones have jitter.
 func contest(seed uint64, nodes, vcpus, k int, tenure coherence.Tenure) (cfg Config, first wire.PFN) {
 	cfg = Config{
-		Seed: seed, Nodes: nodes, Shards: 1, Slots: 16, VCPUs: vcpus, Tenure: tenure,
+		Seed: seed, Nodes: nodes, Shards: 1, Slots: 16, VCPUs: vcpus, Tenure: tenure, WalksWrite: true,
 		Latency:      [2]time.Duration{20 * time.Microsecond, 20 * time.Microsecond},
 		FaultLatency: 10 * time.Microsecond,
 		Deadline:     contestTime,
@@ -130,7 +130,7 @@ func TestCosts(t *testing.T) {
 	cfg := random(1)
 	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = 4, 2, 2000, 8
 	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
-	cfg.ReadAsWrite = false
+	cfg.ReadAsWrite, cfg.WalksWrite, cfg.Migratory, cfg.Prefetch = false, false, false, 0
 	cfg.Zeros = 0
 	cfg.Tenure = coherence.Tenure{}
 	cfg.Homes = nil

@@ -42,6 +42,9 @@ type Config struct {
 	Slots         int
 	Tenure        coherence.Tenure
 	ReadAsWrite   bool
+	WalksWrite    bool
+	Migratory     bool
+	Prefetch      int
 
 	VCPUs    int // of each node
 	Ops      int // of each vCPU; 0: until Deadline

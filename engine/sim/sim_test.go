@@ -36,6 +36,8 @@ func random(seed uint64) Config {
 	if rng.IntN(3) > 0 {
 		cfg.Tenure = coherence.DefaultTenure(time.Duration(1+rng.IntN(50)) * time.Microsecond)
 	}
+	cfg.WalksWrite, cfg.Migratory = rng.IntN(2) == 0, rng.IntN(3) > 0
+	cfg.Prefetch = min(cfg.Slots, []int{0, 2, 16}[rng.IntN(3)])
 	var pages []wire.PFN
 	first := wire.PFN(0)
 	for range cfg.Nodes {

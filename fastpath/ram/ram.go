@@ -186,6 +186,9 @@ func (r *RAM) Page(page wire.PFN) []byte {
 // GuestView returns the address of the guest view, for KVM's memory slots and for userfaultfd.
 func (r *RAM) GuestView() uintptr { return r.guest }
 
+// ServiceView returns the address of the service view.
+func (r *RAM) ServiceView() uintptr { return addressOf(r.service) }
+
 // GuestAddr returns page's address in the guest view.
 func (r *RAM) GuestAddr(page wire.PFN) uintptr { return r.guest + uintptr(page)<<wire.PageShift }
 
