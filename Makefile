@@ -63,6 +63,16 @@ test-unit: bootstrap ## unit tests with the race detector; what needs KVM or RDM
 test-sim: bootstrap ## the protocol under the seeded simulator and the model checker, at length
 	@$(WITH) go test -timeout 10m ./engine/coherence/... ./engine/sim/...
 
+# Part of test-sim, too; here with what it went through.
+.PHONY: verify
+verify: bootstrap ## every state of small clusters of the protocol, and the bugs seeded into it, with what was found
+	@mkdir -p build/test; log=build/test/verify.log; \
+	if $(WITH) go test -count=1 -v -timeout 20m ./engine/sim/check >$$log 2>&1; then \
+		sed -nE 's/^ *[a-z]+_test\.go:[0-9]+: //p; /^ok/p' $$log; \
+	else \
+		cat $$log; exit 1; \
+	fi
+
 # What a package skips and why is worth seeing here: -v, cut down to that and go's closing lines.
 .PHONY: test-kvm
 test-kvm: bootstrap ## mini-guests on this host's /dev/kvm, two nodes over shared memory

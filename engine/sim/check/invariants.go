@@ -1,0 +1,142 @@
+package check
+
+import (
+	"ironspan/engine/coherence"
+	"ironspan/engine/wire"
+)
+
+// check holds the state against the invariants.
+func (w *world) check() {
+	for p := range w.cfg.Homes {
+		w.checkPage(wire.PFN(p))
+	}
+}
+
+func (w *world) checkPage(p wire.PFN) {
+	writers, readers := 0, 0
+	moving := false // somebody waits or has something to do
+	for n := range w.nodes {
+		x := &w.nodes[n].pages[p]
+		switch x.guest {
+		case wire.Modified:
+			writers++
+		case wire.Shared:
+			readers++
+		}
+		if x.guest != wire.None && x.frame != current {
+			w.fail("node %d has page %d in %v, but not its last written bytes", n, p, x.guest)
+		}
+		mine, _ := w.agents[n].Inspect(p)
+		if mine.Mode != x.guest {
+			w.fail("node %d has page %d in %v, its agent thinks %v", n, p, x.guest, mine.Mode)
+		}
+		if (x.reader == blocked || x.writer == blocked) && !mine.Waiting {
+			w.fail("a vCPU of node %d waits for page %d, its agent does not", n, p)
+		}
+		moving = moving || mine.Waiting || mine.Deferred
+	}
+	if writers > 1 || writers == 1 && readers > 0 {
+		w.fail("page %d has %d writers and %d readers", p, writers, readers)
+	}
+	moving = w.checkLinks(p) || moving
+	w.checkDirectory(p, moving)
+}
+
+// checkLinks looks at the messages about a page, and says whether there are any.
+func (w *world) checkLinks(p wire.PFN) (some bool) {
+	home := w.cfg.homeOf(p)
+	toHome, fromHome := false, false
+	for from := range w.links {
+		requests := 0
+		for to, l := range w.links[from] {
+			for i := range l {
+				m := &l[i].msg
+				if m.Page != p {
+					continue
+				}
+				some = true
+				if m.Flags&wire.FlagData != 0 {
+					toHome = toHome || wire.NodeID(to) == home
+					fromHome = fromHome || wire.NodeID(from) == home
+				}
+				if m.Kind <= wire.Upgrade {
+					requests++
+				}
+			}
+		}
+		if requests > 0 {
+			if mine, _ := w.agents[from].Inspect(p); requests > 1 || !mine.Waiting {
+				w.fail("node %d has %d requests under way for page %d", from, requests, p)
+			}
+		}
+	}
+	if toHome && (fromHome || w.at(home, p).guest != wire.None) {
+		w.fail("home frame of page %d is written while it is in use", p)
+	}
+	return some
+}
+
+func (w *world) checkDirectory(p wire.PFN, moving bool) {
+	home := w.cfg.homeOf(p)
+	info, _ := w.agents[home].Inspect(p)
+	if info.Busy {
+		return
+	}
+	if (info.Shared || info.Owner == home) && w.at(home, p).frame != current {
+		w.fail("home frame of page %d does not hold its last written bytes, but the directory says so", p)
+	}
+	for n := range w.nodes {
+		has, right := w.nodes[n].pages[p].guest, right(&info, wire.NodeID(n))
+		if has > right || has != right && !moving {
+			w.fail("node %d has page %d in %v, the directory gives it %v", n, p, has, right)
+		}
+	}
+}
+
+// right is what the directory gives a node.
+func right(info *coherence.PageInfo, n wire.NodeID) wire.Mode {
+	switch {
+	case info.Shared && info.Sharers>>n&1 == 1:
+		return wire.Shared
+	case !info.Shared && info.Owner == n:
+		return wire.Modified
+	}
+	return wire.None
+}
+
+// refault faults where the mapping is good: the vCPU is to be woken, and nothing else to happen.
+func (w *world) refault(n wire.NodeID) {
+	a := w.agents[n]
+	for p := range w.cfg.Homes {
+		x := &w.nodes[n].pages[p]
+		if x.guest == wire.None || a.Mode(wire.PFN(p)) != x.guest {
+			continue
+		}
+		s := a.Fault(w.nodes[n].now, wire.PFN(p), x.guest == wire.Modified)
+		acts := a.Actions()
+		if s != coherence.OK || len(acts) != 1 || acts[0].Op != coherence.OpWake || acts[0].Mode != x.guest {
+			w.fail("node %d: a stale fault on page %d: %v, %d actions", n, p, s, len(acts))
+		}
+		a.Clear()
+	}
+}
+
+// served says whether every vCPU has what it wanted and nothing is under way.
+func (w *world) served() bool {
+	for n := range w.nodes {
+		for p := range w.nodes[n].pages {
+			if x := &w.nodes[n].pages[p]; x.reader != elsewhere || x.writer != elsewhere {
+				return false
+			}
+			if info, _ := w.agents[n].Inspect(wire.PFN(p)); info.Waiting || info.Deferred || info.Busy || info.Queue > 0 {
+				return false
+			}
+		}
+		for _, l := range w.links[n] {
+			if len(l) > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
