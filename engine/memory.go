@@ -260,12 +260,13 @@ func stripeShift(p *spec.Plan) uint {
 	return max(largePage, uint(bits.Len64(p.Pages()/maxStripes)))
 }
 
-// tenure derives the protocol's constants from the two that a user may set. The long ones serve collecting many pages
-// for one instruction, which is only needed where walks of page tables count as writes.
+// tenure derives the protocol's constants from the two that a user may set. Longer tenures than the least serve the
+// collection of many pages for one instruction, which is only needed where walks of page tables count as writes;
+// elsewhere what is held longer is a lock or a flag that somebody waits for.
 func tenure(t spec.Tenure, walksWrite bool) coherence.Tenure {
 	longest := t.Max.Std()
 	if !walksWrite {
-		longest = min(longest, 8*t.Base.Std())
+		longest = t.Base.Std()
 	}
 	return coherence.Tenure{Base: t.Base.Std(), Max: longest, Window: max(t.Max.Std(), time.Millisecond)}
 }

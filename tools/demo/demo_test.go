@@ -123,12 +123,12 @@ func TestJobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "run --servers 2 --vcpus 1,2 --mem 512M,1024M --fabric verbs --kernel k --initrd d " +
-		"--append loglevel=5 maxcpus=1 ironspan.demo=vcpus:1+2,nodes:2,mem:512+1024,rounds:4,ipis:4,verify:16,rewrite:8,step:512 --timeout 60"
+		"--append loglevel=5 ironspan.demo=vcpus:1+2,nodes:2,mem:512+1024,step:512 --timeout 60"
 	if got := strings.Join(c.job("span", s, "k", "d").args, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	want = "run --servers 1 --vcpus 3 --mem 1536M --fabric verbs --kernel k --initrd d " +
-		"--append loglevel=5 maxcpus=1 ironspan.demo=vcpus:3,nodes:1,mem:1536,pct:20,step:512 --timeout 60"
+		"--append loglevel=5 ironspan.demo=vcpus:3,nodes:1,mem:1536,step:512 --timeout 60"
 	if got := strings.Join(c.job("single", s.onOne(), "k", "d").args, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -192,17 +192,10 @@ func (s shape) onOne() shape {
 
 func (s shape) servers() int { return len(s.vcpus) }
 
-// workload tells init what machine to expect. On several servers every 16th of the pages that one node fills is read
-// by another, and an eighth of those is rewritten there, which takes a second transfer and a third back. On one server,
-// where memory is not what is shown, it works on less of it.
+// workload tells init what machine to expect.
 func (s shape) workload(more string) string {
 	words := []string{
 		"vcpus:" + join(s.vcpus, "+", ""), fmt.Sprintf("nodes:%d", s.servers()), "mem:" + join(s.mbs, "+", ""),
-	}
-	if s.servers() == 1 {
-		words = append(words, "pct:20")
-	} else {
-		words = append(words, "rounds:4", "ipis:4", "verify:16", "rewrite:8")
 	}
 	if more != "" {
 		words = append(words, more)
@@ -218,15 +211,12 @@ func join(list []int, between, unit string) string {
 	return strings.Join(words, between)
 }
 
-// lateCPUs leaves all CPUs but the first to init, which switches them on (see its switchOn).
-const lateCPUs = "maxcpus=1"
-
 // job is what the lab is asked to run.
 func (c *cli) job(name string, s shape, kernel, disk string) job {
 	args := []string{
 		"run", "--servers", strconv.Itoa(s.servers()), "--vcpus", join(s.vcpus, ",", ""), "--mem", join(s.mbs, ",", "M"),
 		"--fabric", c.Fabric, "--kernel", kernel, "--initrd", disk,
-		"--append", strings.TrimSpace(c.Append + " " + lateCPUs + " " + s.workload(c.Workload)),
+		"--append", strings.TrimSpace(c.Append + " " + s.workload(c.Workload)),
 		"--timeout", strconv.Itoa(int(c.Timeout.Seconds())),
 	}
 	if c.LabKernel != "" {

@@ -53,7 +53,7 @@ func main() {
 	}
 	var c cli
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	k := kong.Parse(&c, kong.Name("lab"), kong.Description(description), kong.Vars{"dilate": defaultDilate},
+	k := kong.Parse(&c, kong.Name("lab"), kong.Description(description),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

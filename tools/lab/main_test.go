@@ -16,7 +16,7 @@ import (
 func parse(t *testing.T, args ...string) (*cli, error) {
 	t.Helper()
 	var c cli
-	p, err := kong.New(&c, kong.Vars{"dilate": defaultDilate}, kong.Exit(func(int) { t.Fatal("exit") }))
+	p, err := kong.New(&c, kong.Exit(func(int) { t.Fatal("exit") }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestCommandLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := c.Run
-	if !reflect.DeepEqual(r.Vcpus, counts{1, 2, 1}) || !reflect.DeepEqual(r.Mem, sizes{512, 1024, 512}) || r.Append != "a b,c" || r.Timeout != 9 || len(r.Spec) != 2 || r.Dilate != defaultDilate {
+	if !reflect.DeepEqual(r.Vcpus, counts{1, 2, 1}) || !reflect.DeepEqual(r.Mem, sizes{512, 1024, 512}) || r.Append != "a b,c" || r.Timeout != 9 || len(r.Spec) != 2 || r.Dilate != "" {
 		t.Errorf("%+v", r)
 	}
 	for _, bad := range [][]string{{"run", "--mem", "1T"}, {"run", "--vcpus", "one"}, {"run", "--fabric", "tcp"}, {"up", "--accel", "hvf"}, {"dance"}} {

@@ -320,8 +320,13 @@ func checkPageWalk(s *System) Result {
 	case eptad != "":
 		return ok("kvm_intel with eptad=0: walks of the guest's page tables are reads")
 	}
-	if npt := s.read("sys/module/kvm_amd/parameters/npt"); npt != "" {
-		return ok("kvm_amd: walks of the guest's page tables count as writes; there is no switch, tenure is what helps")
+	switch npt := s.read("sys/module/kvm_amd/parameters/npt"); {
+	case npt == "Y" || npt == "1":
+		return warn("modprobe -r kvm_amd && modprobe kvm_amd npt=0, for good: echo 'options kvm_amd npt=0' > /etc/modprobe.d/ironspan.conf",
+			"kvm_amd with nested paging (npt): a walk of the guest's page tables counts as a write, and they move between nodes; "+
+				"with shadow paging each node has its copies, and VMs on several servers gain more than one on a single server loses")
+	case npt != "":
+		return ok("kvm_amd with npt=0: walks of the guest's page tables are reads")
 	}
 	return ok("neither kvm_intel nor kvm_amd is loaded")
 }

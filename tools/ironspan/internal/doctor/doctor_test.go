@@ -89,7 +89,11 @@ func TestChecks(t *testing.T) {
 		{"npt", "page-walk", func(s *System) {
 			delete(s.FS.(fstest.MapFS), "sys/module/kvm_intel/parameters/eptad")
 			s.set("sys/module/kvm_amd/parameters/npt", "Y")
-		}, OK, "tenure"},
+		}, Warning, "npt=0"},
+		{"no npt", "page-walk", func(s *System) {
+			delete(s.FS.(fstest.MapFS), "sys/module/kvm_intel/parameters/eptad")
+			s.set("sys/module/kvm_amd/parameters/npt", "N")
+		}, OK, "reads"},
 		{"tsc varies", "tsc", func(s *System) { s.set("proc/cpuinfo", "flags : vmx") }, Warning, "invtsc"},
 		{"other clock", "tsc", func(s *System) {
 			s.set("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet\n")
