@@ -16,8 +16,10 @@ import (
 	"ironspan/tools/lab/internal/qemu"
 )
 
-// The lab itself, in its lab tier: two servers brought up, used, broken and taken down.
-func TestLab(t *testing.T) {
+// labCommand builds the lab's program and returns how to run it with a state directory of the test's own. It skips
+// where there can be no lab.
+func labCommand(t *testing.T) (command func(args ...string) *exec.Cmd, state string) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("lab tier: not with -short")
 	}
@@ -42,14 +44,18 @@ func TestLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(root)
-	state := filepath.Join(root, "r")
-
-	command := func(args ...string) *exec.Cmd {
+	t.Cleanup(func() { os.RemoveAll(root) })
+	state = filepath.Join(root, "r")
+	return func(args ...string) *exec.Cmd {
 		cmd := exec.Command(binary, args...)
 		cmd.Env = append(os.Environ(), lab.EnvDir+"="+state, "IRONSPAN_LAB_NAME=test")
 		return cmd
-	}
+	}, state
+}
+
+// The lab itself, in its lab tier: two servers brought up, used, broken and taken down.
+func TestLab(t *testing.T) {
+	command, state := labCommand(t)
 	run := func(t *testing.T, want int, args ...string) string {
 		t.Helper()
 		cmd := command(args...)

@@ -216,7 +216,7 @@ func (r *runCmd) plan(ctx context.Context) (*vm, error) {
 		Name: "lab", Append: r.Append, Fabric: r.Fabric,
 		// A fault served by another emulated server takes 2 to 7 ms; see coherence.DefaultTenure.
 		Tenure:   tenure{Base: "4ms", Max: "300ms"},
-		Timeouts: timeouts{Connect: "1m", Prepare: "10m", Lost: "20s", Stop: "30s"},
+		Timeouts: timeouts{Connect: "1m", Prepare: "10m", Lost: "10s", Stop: "30s"},
 	}
 	switch r.Dilate {
 	case "auto":
@@ -400,6 +400,9 @@ func (v *vm) start(ctx context.Context, server int, args []string, stdio remote.
 	return v.dir.Exec(server, &remote.Command{Args: args, Dir: "/", Env: env, Stage: true}, stdio)
 }
 
+// exitNodeLost is ironspan run's status for it.
+const exitNodeLost = exitStatus(4)
+
 // Places in a server.
 const (
 	certs     = lab.ShareMount + "/certs" // made once, seen by all
@@ -438,6 +441,10 @@ func (v *vm) run(ctx context.Context, r *runCmd) error {
 	}
 	said := &tail{}
 	exit, err := v.start(ctx, 0, args, remote.Stdio{In: os.Stdin, Out: os.Stdout, Err: io.MultiWriter(os.Stderr, said)})
+	if errors.Is(err, remote.ErrGone) {
+		fmt.Fprintf(os.Stderr, "lab: node 0 was lost: server 0, where ironspan run was at work too, went away\n")
+		return exitNodeLost
+	}
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,9 @@ type Stdio struct {
 	Signals <-chan os.Signal
 }
 
+// ErrGone is matched by the error of a command whose server went away before it was over.
+var ErrGone = errors.New("remote: the server went away while the command ran")
+
 // Configure runs a Setup over a stream of its own.
 func Configure(rw io.ReadWriteCloser, setup *Setup, progress func(string)) (*Result, error) {
 	return ask(rw, Request{Setup: setup}, progress)
@@ -95,7 +98,7 @@ func Run(rw io.ReadWriteCloser, cmd *Command, io_ Stdio) (*Exit, error) {
 	for {
 		k, p, err := s.Read()
 		if err != nil {
-			return nil, fmt.Errorf("remote: the server went away while the command ran: %w", err)
+			return nil, fmt.Errorf("%w: %w", ErrGone, err)
 		}
 		switch k {
 		case KindStdout:

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ironspan/tools/demo/initrd"
+)
+
+// A server of a running VM is switched off: the VM ends, says which node was lost, and leaves nothing behind.
+func TestLostServer(t *testing.T) {
+	command, state := labCommand(t)
+	dir := t.TempDir()
+	ironspan, disk := filepath.Join(dir, "ironspan"), filepath.Join(dir, "initrd.cpio")
+	if out, err := exec.Command("go", "build", "-o", ironspan, "../ironspan").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := initrd.Build(t.Context(), disk, os.Stderr); err != nil {
+		t.Fatal(err)
+	}
+	for _, server := range []int{1, 0} {
+		t.Run(fmt.Sprint("server ", server), func(t *testing.T) {
+			cmd := command("run", "--servers", "2", "--mem", "256M", "--ironspan", ironspan, "--initrd", disk, "--timeout", "300",
+				"--append", "ironspan.demo=rounds:100000")
+			out := &output{seen: make(chan bool), want: `"event":"init"`}
+			cmd.Stdout, cmd.Stderr = out, out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- cmd.Wait() }()
+			select {
+			case <-out.seen:
+			case err := <-done:
+				t.Fatalf("%v\n%s", err, out)
+			}
+			began := time.Now()
+			if msg, err := command("--name", fmt.Sprint("run-", cmd.Process.Pid), "kill", fmt.Sprint(server)).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, msg)
+			}
+			select {
+			case <-done:
+			case <-time.After(time.Minute):
+				cmd.Process.Kill()
+				t.Fatalf("the VM goes on\n%s", out)
+			}
+			t.Logf("ended after %v", time.Since(began).Round(100*time.Millisecond))
+			if code := cmd.ProcessState.ExitCode(); code != int(exitNodeLost) {
+				t.Errorf("exit status %d, want %d", code, exitNodeLost)
+			}
+			if want := fmt.Sprintf("node %d was lost", server); !strings.Contains(out.String(), want) {
+				t.Errorf("no %q in\n%s", want, out)
+			}
+			if left, err := os.ReadDir(state); !os.IsNotExist(err) && len(left) > 0 {
+				t.Errorf("state left: %v", left)
+			}
+		})
+	}
+}
+
+// output collects what a program says and tells when it has said a certain thing.
+type output struct {
+	want string
+	seen chan bool // closed then
+
+	mu   sync.Mutex // guards below
+	text bytes.Buffer
+	told bool
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text.Write(p)
+	if !o.told && strings.Contains(o.text.String(), o.want) {
+		o.told = true
+		close(o.seen)
+	}
+	return len(p), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
