@@ -53,6 +53,7 @@ type Agent struct {
 	policy policy
 	spell  spell
 
+	cache      cache
 	companions companions
 	streams    streams
 	idle       bool // no vCPU of this node runs
@@ -103,7 +104,8 @@ func New(c Config) (*Agent, error) {
 		self: c.Self, nodes: n, others: (1<<n - 1) &^ bit(c.Self), epoch: c.Epoch,
 		homes: append([]Range(nil), c.Homes...), total: c.Homes[n-1].Last,
 		shards: wire.PFN(c.Shards), shard: wire.PFN(c.Shard), shift: c.StripeShift, mask: 1<<c.StripeShift - 1,
-		readAsWrite: c.ReadAsWrite, walksWrite: c.WalksWrite, migrate: c.Migratory, prefetch: uint32(c.Prefetch), home: c.Homes[c.Self], slots: uint32(c.Slots), policy: newPolicy(c.Tenure),
+		readAsWrite: c.ReadAsWrite, walksWrite: c.WalksWrite, migrate: c.Migratory, prefetch: uint32(c.Prefetch),
+		home: c.Homes[c.Self], slots: uint32(c.Slots), policy: newPolicy(c.Tenure),
 	}
 	end := a.firstIndex(a.total)
 	if end > math.MaxUint32 {
@@ -113,6 +115,9 @@ func New(c Config) (*Agent, error) {
 	first, last := a.firstIndex(a.home.First), a.firstIndex(a.home.Last)
 	a.dirBase = uint32(first)
 	a.dir = make([]entry, last-first)
+	if a.cache = newCache(c, len(a.pages)); c.Cache > 0 {
+		a.prefetch = min(a.prefetch, uint32(c.Cache)/4) // nothing is asked for ahead only to be given back
+	}
 	for i := range a.dir {
 		a.dir[i].owner = a.self
 		a.pages[first+uint64(i)].mode = wire.Modified
@@ -142,6 +147,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("coherence: stripes of 2^%d pages, want at most 2^32", c.StripeShift)
 	case c.Prefetch < 0 || c.Prefetch > MaxSlots:
 		return fmt.Errorf("coherence: %d pages of prefetch, want at most %d", c.Prefetch, MaxSlots)
+	case c.Cache < 0:
+		return fmt.Errorf("coherence: %d pages of cache", c.Cache)
 	case c.Slots < 1 || c.Slots > MaxSlots:
 		return fmt.Errorf("coherence: %d slots, want 1 to %d", c.Slots, MaxSlots)
 	}
@@ -166,6 +173,12 @@ func (a *Agent) Fault(now int64, page wire.PFN, write bool) Status {
 	if !ok {
 		return a.drop(BadPage)
 	}
+	a.fault(now, i, page, write)
+	a.goOn(now)
+	return OK
+}
+
+func (a *Agent) fault(now int64, i uint32, page wire.PFN, write bool) {
 	p := &a.pages[i]
 	need := wire.Shared
 	if write {
@@ -177,12 +190,18 @@ func (a *Agent) Fault(now int64, page wire.PFN, write bool) Status {
 		a.emit(OpWake, page).Mode = p.mode
 	case p.slot != 0:
 		a.stats.FollowerFaults++
+		if a.putting(p) { // to be asked for again, once it is given back
+			p.marks |= queuedRead
+			if write {
+				p.marks |= queuedWrite
+			}
+		}
 	case p.is(queuedAny):
 		a.stats.FollowerFaults++
 		if write {
 			p.marks |= queuedWrite
 		}
-	case len(a.free) > 0:
+	case len(a.free) > 0 && a.hasFrame(page, p):
 		if a.prefetch > 0 {
 			need = a.foresee(i, need)
 		}
@@ -194,7 +213,11 @@ func (a *Agent) Fault(now int64, page wire.PFN, write bool) Status {
 			a.askAhead(now, i, need)
 		}
 	case a.waiters.push(i):
-		a.stats.SlotWaits++
+		if len(a.free) > 0 {
+			a.stats.FrameWaits++
+		} else {
+			a.stats.SlotWaits++
+		}
 		p.marks |= queuedRead
 		if write {
 			p.marks |= queuedWrite
@@ -203,7 +226,17 @@ func (a *Agent) Fault(now int64, page wire.PFN, write bool) Status {
 		a.stats.SlotRefusals++
 		a.emit(OpWake, page).Mode = p.mode
 	}
-	return OK
+}
+
+// goOn does what the input just taken in made possible: pages are given back if too many are cached, then those are
+// asked for that wait for a slot or a frame.
+func (a *Agent) goOn(now int64) {
+	if a.cache.frames >= a.cache.low {
+		a.evict()
+	}
+	if a.waiters.n > 0 {
+		a.serveWaiters(now)
+	}
 }
 
 // Step takes in a message from another node. The caller has decoded it, and made sure that From is the node
@@ -213,9 +246,7 @@ func (a *Agent) Step(now int64, m *wire.Message) Status {
 	if s != OK {
 		return a.drop(s)
 	}
-	if a.waiters.n > 0 {
-		a.serveWaiters(now)
-	}
+	a.goOn(now)
 	return OK
 }
 
@@ -243,7 +274,7 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 		return BadField
 	}
 	switch m.Kind {
-	case wire.GetS, wire.GetM, wire.Upgrade:
+	case wire.GetS, wire.GetM, wire.Upgrade, wire.Put:
 		return a.stepRequest(now, i, m)
 	case wire.FwdGetS, wire.FwdGetM, wire.Inv:
 		return a.stepForward(now, i, m)
@@ -253,6 +284,8 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 		return a.stepInvAck(now, i, m)
 	case wire.WriteBack:
 		return a.stepWriteBack(now, i, m)
+	case wire.PutAck:
+		return a.stepPutAck(i, m)
 	default: // wire.Done, by the check of the kind above
 		return a.stepDone(now, i, m)
 	}
@@ -282,6 +315,8 @@ func wellFormed(m *wire.Message) bool {
 		mode, tenure = wire.Modified, true
 	case wire.WriteBack:
 		flags = true
+	case wire.PutAck:
+		mode = m.Mode // any
 	}
 	return m.Mode == mode && (tenure || m.Args[0] == 0) && flags == (m.Flags != 0)
 }
@@ -298,9 +333,7 @@ func (a *Agent) Tick(now int64) {
 		}
 		a.serveDeferred(now, &d)
 	}
-	if a.waiters.n > 0 {
-		a.serveWaiters(now)
-	}
+	a.goOn(now)
 }
 
 // Idle says whether all vCPUs of this node are halted. A node that does not run has no use for its tenures:
@@ -311,9 +344,7 @@ func (a *Agent) Idle(now int64, idle bool) {
 		d := a.popDeferral()
 		a.serveDeferred(now, &d)
 	}
-	if a.waiters.n > 0 {
-		a.serveWaiters(now)
-	}
+	a.goOn(now)
 }
 
 // serveDeferred does what was put off.

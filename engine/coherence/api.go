@@ -48,6 +48,10 @@ type Config struct {
 	// Prefetch is how many pages ahead a node asks for at most when its faults come in sequence; 0: none.
 	Prefetch int
 
+	// Cache bounds the pages homed elsewhere that this node holds or asks for in this shard; 0: no bound. A node at
+	// its bound gives pages back to their homes before it asks for more. It may differ from node to node.
+	Cache int
+
 	// ReadAsWrite makes a read fault on a page homed here ask for M, for kernels that cannot map an
 	// existing page write-protected (no UFFDIO_CONTINUE_MODE_WP).
 	ReadAsWrite bool
@@ -161,6 +165,7 @@ type Stats struct {
 	StaleFaults    uint64 // the mapping was already good
 	FollowerFaults uint64 // the page was already asked for
 	SlotWaits      uint64 // no slot free: waited in the local FIFO
+	FrameWaits     uint64 // as many pages cached as there may be: waited in the local FIFO
 	SlotRefusals   uint64 // nor room in the FIFO: woken, to fault again
 	Companions     uint64 // no faults, but pages asked for along with one (see companions)
 	Prefetches     uint64 // no faults, but pages asked for ahead of them (see streams)
@@ -180,6 +185,7 @@ type Stats struct {
 	Forwards    uint64    // to other nodes and to itself
 	Invalidates uint64    // to other nodes and to itself
 	WriteBacks  uint64
+	Puts        uint64 // pages taken back because their holder asked for it
 	Migrations  uint64 // reads that were given the page to write, because those before went on to do so
 	Moves       uint64 // transactions that took a right away from somebody
 	PingPongs   uint64 // of these, within the tenure window of the one before
@@ -190,6 +196,13 @@ type Stats struct {
 	Deferred          uint64 // of both, those that tenure put off
 	DeferredNs        uint64 // time for which they were put off
 	DeferOverflows    uint64 // tenures cut short because the pool of deferrals was full
+
+	// Pages homed elsewhere: how many are held now, the most there were, and those given back unasked, by what the
+	// home answered.
+	Cached, CachedMost uint64
+	EvictionsClean     uint64 // held in S
+	EvictionsDirty     uint64 // held in M, and so written back
+	EvictionsLost      uint64 // gone already: somebody else asked first
 
 	Sent      [wire.CoherenceLast + 1]uint64 // messages to other nodes, by kind
 	PagesSent uint64                         // of these, messages with a page before them

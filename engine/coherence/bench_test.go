@@ -67,7 +67,7 @@ func TestNoAllocation(t *testing.T) {
 	}
 	for n := range agents {
 		a, err := New(Config{
-			Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: 2,
+			Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: 2, Cache: 3,
 			Tenure: Tenure{Base: 2000, Max: 8000, Window: 50000},
 		})
 		if err != nil {
@@ -97,7 +97,8 @@ func TestNoAllocation(t *testing.T) {
 		t.Errorf("%v allocations a round", n)
 	}
 	s := agents[0].Stats()
-	if s.Deferred == 0 || s.UpgradesBare == 0 || s.SlotWaits == 0 || s.Forwards == 0 {
+	if s.Deferred == 0 || s.UpgradesBare == 0 || s.SlotWaits == 0 || s.Forwards == 0 ||
+		s.EvictionsClean == 0 || s.EvictionsDirty == 0 || s.FrameWaits == 0 {
 		t.Errorf("the rounds do not get everywhere: %+v", s)
 	}
 }

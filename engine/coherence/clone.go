@@ -118,6 +118,9 @@ func (a *Agent) AppendState(b []byte, now int64, n *Naming) []byte {
 	if a.prefetch > 0 {
 		b = a.appendStreams(b)
 	}
+	if a.cache.held != nil {
+		b = a.appendClock(b)
+	}
 	return b
 }
 
@@ -161,6 +164,10 @@ func (a *Agent) SetState(b []byte, now int64) []byte {
 	}
 	if a.prefetch > 0 {
 		a.setStreams(&r)
+	}
+	a.countCached()
+	if a.cache.held != nil {
+		a.setClock(&r)
 	}
 	return r.b
 }
@@ -248,6 +255,9 @@ func (a *Agent) setLocal(r *stateReader, now int64, page wire.PFN, i uint32) {
 		q.want = wire.Shared
 		if flags&localWrite != 0 {
 			q.want = wire.Modified
+		}
+		if q.kind == wire.Put {
+			q.want = wire.None
 		}
 		q.need, q.got, q.tenure = r.number(), r.number(), r.time()
 		a.requests[slot] = q
@@ -387,6 +397,50 @@ func (a *Agent) setStreams(r *stateReader) {
 	}
 }
 
+// appendClock appends what the choice of pages to give back goes by. Like streams, it goes by the order of pages.
+func (a *Agent) appendClock(b []byte) []byte {
+	c := &a.cache
+	b = append(b, flagByte(c.draining), byte(c.hand))
+	for _, w := range c.recent {
+		b = binary.AppendUvarint(b, w)
+	}
+	return b
+}
+
+func (a *Agent) setClock(r *stateReader) {
+	c := &a.cache
+	c.draining, c.hand = r.byte() != 0, uint32(r.byte())
+	for w := range c.recent {
+		c.recent[w] = r.number()
+	}
+}
+
+// countCached counts the pages that are held, asked for and given back.
+func (a *Agent) countCached() {
+	c := &a.cache
+	c.frames, c.putting, a.stats.Cached = 0, 0, 0
+	clear(c.held)
+	for page := range a.total {
+		i, ours := a.index(page)
+		if !ours || a.isHome(page) {
+			continue
+		}
+		p := &a.pages[i]
+		if p.mode != wire.None {
+			a.stats.Cached++
+			if c.held != nil {
+				c.held[i/64] |= 1 << (i % 64)
+			}
+		}
+		if a.putting(p) {
+			c.putting++
+		}
+		if p.mode != wire.None || p.slot != 0 && !a.putting(p) {
+			c.frames++
+		}
+	}
+}
+
 func flagByte(x bool) byte {
 	if x {
 		return 1
@@ -426,6 +480,8 @@ func (a *Agent) Roles(page wire.PFN) (r Roles, ok bool) {
 	p := &a.pages[i]
 	r.Requester = "idle"
 	switch {
+	case a.putting(p) && p.is(queuedAny):
+		r.Requester = "Put asked, wanted"
 	case p.is(queuedAny):
 		r.Requester = "queued"
 	case p.slot != 0 && a.requests[p.slot-1].granted:
@@ -445,7 +501,11 @@ func (a *Agent) Roles(page wire.PFN) (r Roles, ok bool) {
 
 func (a *Agent) homeState(e *entry) string {
 	switch {
-	case e.is(busy) && a.records[a.records[e.tail].next].phase == held:
+	case e.is(busy) && a.first(e).kind == wire.Put && e.is(writeBack):
+		return "taking back from owner"
+	case e.is(busy) && a.first(e).kind == wire.Put:
+		return "taking back from sharer"
+	case e.is(busy) && a.first(e).phase == held:
 		return "held"
 	case e.is(busy) && e.is(shared):
 		return "invalidating"

@@ -20,7 +20,7 @@ func TestStateIsWhole(t *testing.T) {
 		written, leftOut string
 	}{
 		{
-			Agent{}, "pages requests free waiters deferrals dir records spell companions streams idle",
+			Agent{}, "pages requests free waiters deferrals dir records spell companions streams idle cache",
 			"self nodes others epoch homes total shards shard shift mask readAsWrite walksWrite migrate prefetch home " +
 				"dirBase slots policy lastTxn trial hot actions stats",
 		},
@@ -36,6 +36,7 @@ func TestStateIsWhole(t *testing.T) {
 		{companions{}, "n next set", ""},
 		{companion{}, "index trust", ""},
 		{streams{}, "next set", ""},
+		{cache{}, "hand recent draining", "limit high low most frames held putting"},
 		{stream{}, "expect window write", ""},
 	} {
 		decided := strings.Fields(x.written + " " + x.leftOut)
@@ -60,7 +61,7 @@ func TestSetState(t *testing.T) {
 	change := func(c *Config) {
 		c.Slots = 4
 		c.Tenure = Tenure{Base: 4096, Max: 16384, Window: 1 << 20}
-		c.WalksWrite, c.Migratory, c.Prefetch = true, true, 2
+		c.WalksWrite, c.Migratory, c.Prefetch, c.Cache = true, true, 2, 2
 	}
 	const nodes, pages = 3, 2
 	identity, same := []wire.NodeID{0, 1, 2}, []wire.PFN{0, 1, 2, 3, 4, 5}
@@ -72,6 +73,8 @@ func TestSetState(t *testing.T) {
 		for range 60 {
 			from, to := rng.IntN(nodes), rng.IntN(nodes)
 			switch {
+			case rng.IntN(8) == 0:
+				c.evict(from, wire.PFN(rng.IntN(nodes*pages)))
 			case rng.IntN(8) == 0:
 				c.tick(c.now + int64(rng.IntN(3))*4096)
 			case len(c.links[from][to]) > 0:

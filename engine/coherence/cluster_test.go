@@ -14,6 +14,7 @@ type cluster struct {
 	agents []*Agent
 	links  [][][]wire.Message // [from][to]
 	mapped []map[wire.PFN]wire.Mode
+	frames []int             // cached
 	zero   map[wire.PFN]bool // pages that the drivers take for zeros
 	now    int64
 	log    strings.Builder
@@ -44,6 +45,7 @@ func newCluster(tb tester, nodes, pages int, change func(*Config)) *cluster {
 			}
 		}
 		c.mapped = append(c.mapped, m)
+		c.frames = append(c.frames, 0)
 	}
 	return c
 }
@@ -82,6 +84,7 @@ func (c *cluster) perform(n int) {
 			fmt.Fprintf(&c.log, "unmap %d\n", act.Page)
 		case OpDiscard:
 			want(mode == wire.None && !a.isHome(act.Page))
+			c.frames[n]--
 			fmt.Fprintf(&c.log, "discard %d\n", act.Page)
 		case OpInstall:
 			want(mode == wire.None)
@@ -89,6 +92,9 @@ func (c *cluster) perform(n int) {
 			from := fmt.Sprintf("slot %d", act.Slot)
 			if a.isHome(act.Page) {
 				from = "home frame"
+			} else {
+				c.frames[n]++
+				want(c.frames[n] <= a.cache.limit)
 			}
 			if act.Msg.Flags == wire.FlagZero {
 				from += ", zeroed"
@@ -113,7 +119,7 @@ func (c *cluster) perform(n int) {
 
 func describe(m *wire.Message) string {
 	s := fmt.Sprintf("%v page %d for %d.%d slot %d", m.Kind, m.Page, m.Requester, m.Txn, m.Slot)
-	if m.Kind == wire.Grant {
+	if m.Kind == wire.Grant || m.Kind == wire.PutAck {
 		s += fmt.Sprintf(" in %v", m.Mode)
 	}
 	if m.Acks > 0 {
@@ -137,6 +143,13 @@ func (c *cluster) fault(n int, page wire.PFN, write bool) Status {
 	s := c.agents[n].Fault(c.now, page, write)
 	c.perform(n)
 	return s
+}
+
+// evict says whether a node gives a page back.
+func (c *cluster) evict(n int, page wire.PFN) bool {
+	ok := c.agents[n].Evict(page)
+	c.perform(n)
+	return ok
 }
 
 // step hands a message to a node without a link.
@@ -203,6 +216,9 @@ func (c *cluster) problem(rest bool) string {
 		info, _ := h.Inspect(p)
 		for n, a := range c.agents {
 			m := c.mapped[n][p]
+			if rest && (a.cache.frames != c.frames[n] || a.cache.putting != 0 || int(a.stats.Cached) != c.frames[n]) {
+				return fmt.Sprintf("node %d has %d frames at rest, its agent counts %d (%d), %d of them being given back", n, c.frames[n], a.cache.frames, a.stats.Cached, a.cache.putting)
+			}
 			switch m {
 			case wire.Modified:
 				writers++

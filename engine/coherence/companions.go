@@ -65,7 +65,7 @@ func (a *Agent) askCompanions(now int64, i uint32) {
 		c := &a.companions.set[k]
 		p := &a.pages[c.index]
 		if c.trust == 0 || p.mode != wire.None || p.slot != 0 || p.marks&(queuedAny|robbed) != robbed ||
-			len(a.free) <= len(a.requests)/2 {
+			!a.spare(c.index) {
 			continue
 		}
 		c.trust--

@@ -77,7 +77,7 @@ func (a *Agent) serve(f *forward) {
 		revoked := a.invalidate(f.page, p)
 		a.send(OpSend, f.requester, wire.InvAck, f.page, f.transaction)
 		if revoked && !atHome {
-			a.emit(OpDiscard, f.page)
+			a.discard(f.page, f.index)
 		}
 		return
 	}
@@ -101,7 +101,7 @@ func (a *Agent) serve(f *forward) {
 		a.companions.robbed(f.index)
 	}
 	if !atHome {
-		a.emit(OpDiscard, f.page)
+		a.discard(f.page, f.index)
 	}
 }
 

@@ -56,6 +56,9 @@ const (
 
 func (a *Agent) entry(i uint32) *entry { return &a.dir[i-a.dirBase] }
 
+// first returns the first of the page's requests; there is one if the page is busy.
+func (a *Agent) first(e *entry) *record { return &a.records[a.records[e.tail].next] }
+
 func (a *Agent) recordID(requester wire.NodeID, slot uint32) uint32 {
 	return uint32(requester)*a.slots + slot + 1
 }
@@ -96,6 +99,9 @@ func (a *Agent) stepRequest(now int64, i uint32, m *wire.Message) Status {
 
 // absurd says whether a node that has what it asks for is asking.
 func (e *entry) absurd(kind wire.Kind, from wire.NodeID) bool {
+	if kind == wire.Put {
+		return false // it may have lost meanwhile what it wanted to give back
+	}
 	if e.is(shared) {
 		return kind != wire.Upgrade && e.sharers&bit(from) != 0
 	}
@@ -123,7 +129,7 @@ func (a *Agent) enqueue(now int64, i uint32, kind wire.Kind, t transaction) {
 // advance begins the page's requests in their order, until one has to wait for somebody.
 func (a *Agent) advance(now int64, i uint32, e *entry) {
 	for e.tail != 0 && !e.is(busy|writeBack) {
-		r := &a.records[a.records[e.tail].next]
+		r := a.first(e)
 		if e.absurd(r.kind, r.requester) { // could not be judged on arrival
 			a.drop(BadState)
 			a.release(e)
@@ -150,6 +156,10 @@ func (a *Agent) advance(now int64, i uint32, e *entry) {
 // comes after that grant on the same queue pair, and there is nothing to wait for.
 func (a *Agent) begin(now int64, i uint32, e *entry, r *record) {
 	page := a.pageAt(i)
+	if r.kind == wire.Put {
+		a.beginPut(page, e, r)
+		return
+	}
 	a.stats.Requests[r.kind-wire.GetS]++
 	switch {
 	case r.kind == wire.GetS && e.is(migratory) && !e.is(shared):
@@ -228,6 +238,24 @@ func (a *Agent) beginShared(now int64, page wire.PFN, i uint32, e *entry, r *rec
 	}
 }
 
+// beginPut tells a holder that the page is now between the two of them, and what it has: only the home knows what is
+// still so when the turn of its request has come. A writer then writes the page back, a reader drops it and is done.
+func (a *Agent) beginPut(page wire.PFN, e *entry, r *record) {
+	mode := wire.None
+	switch {
+	case e.is(shared) && e.sharers&bit(r.requester) != 0:
+		mode = wire.Shared
+	case !e.is(shared) && e.owner == r.requester:
+		mode = wire.Modified
+		e.bits |= writeBack
+	}
+	a.send(OpSend, r.requester, wire.PutAck, page, r.transaction).Mode = mode
+	if mode != wire.None {
+		a.stats.Puts++
+		r.phase = waiting
+	}
+}
+
 // dropOwn invalidates the home's own copy, which needs no acknowledgement: the grant follows. It returns
 // false if the copy is in its tenure; then it is acknowledged like any other, later.
 func (a *Agent) dropOwn(now int64, page wire.PFN, i uint32, t transaction) bool {
@@ -266,6 +294,9 @@ func (a *Agent) stepDone(now int64, i uint32, m *wire.Message) Status {
 	if r.phase != waiting || r.txn != m.Txn || r.index != i {
 		return BadTxn
 	}
+	if r.kind == wire.Put && a.entry(i).is(writeBack) {
+		return BadState // it has not given the page back
+	}
 	a.finish(now, i)
 	return OK
 }
@@ -280,7 +311,7 @@ func (a *Agent) stepWriteBack(now int64, i uint32, m *wire.Message) Status {
 		return BadSender
 	}
 	if e.is(busy) {
-		if a.records[a.records[e.tail].next].transaction != (transaction{m.Txn, m.Slot, m.Requester}) {
+		if a.first(e).transaction != (transaction{m.Txn, m.Slot, m.Requester}) {
 			return BadTxn
 		}
 	} else if e.sharers&bit(m.Requester) == 0 {
@@ -291,6 +322,10 @@ func (a *Agent) stepWriteBack(now int64, i uint32, m *wire.Message) Status {
 		a.emit(OpZeroFrame, m.Page)
 	}
 	e.bits &^= writeBack
+	if e.is(busy) && a.first(e).kind == wire.Put {
+		a.finish(now, i)
+		return OK
+	}
 	a.advance(now, i, e)
 	return OK
 }
@@ -299,7 +334,7 @@ func (a *Agent) stepWriteBack(now int64, i uint32, m *wire.Message) Status {
 // still under way.
 func (a *Agent) finish(now int64, i uint32) {
 	e := a.entry(i)
-	a.settle(e, &a.records[a.records[e.tail].next])
+	a.settle(e, a.first(e))
 	a.release(e)
 	e.bits &^= busy
 	a.advance(now, i, e)
@@ -308,7 +343,7 @@ func (a *Agent) finish(now int64, i uint32) {
 // ownForwardServed ends the transaction for which this home has just given up its own page.
 func (a *Agent) ownForwardServed(now int64, i uint32) {
 	e := a.entry(i)
-	if e.is(busy) && a.records[a.records[e.tail].next].phase == held {
+	if e.is(busy) && a.first(e).phase == held {
 		a.finish(now, i)
 	}
 }
@@ -316,6 +351,13 @@ func (a *Agent) ownForwardServed(now int64, i uint32) {
 // settle writes down who holds the page after a request.
 func (a *Agent) settle(e *entry, r *record) {
 	switch {
+	case r.kind == wire.Put && e.is(shared):
+		e.sharers &^= bit(r.requester)
+	case r.kind == wire.Put:
+		if e.owner == r.requester {
+			e.bits |= shared
+			e.sharers = 0
+		}
 	case r.kind != wire.GetS:
 		e.bits &^= shared
 		e.owner = r.requester

@@ -24,11 +24,13 @@ func TestOrders(t *testing.T) {
 		readAsWrite := rapid.Bool().Draw(t, "readAsWrite")
 		migratory := rapid.Bool().Draw(t, "migratory")
 		prefetch := rapid.IntRange(0, slots).Draw(t, "prefetch")
+		cache := rapid.IntRange(0, 3).Draw(t, "cache")
 		c := newCluster(t, nodes, 1, func(c *Config) {
 			c.Slots = slots
 			c.ReadAsWrite = readAsWrite
 			c.Migratory = migratory
 			c.Prefetch = prefetch
+			c.Cache = cache
 			if tenure {
 				c.Tenure = Tenure{Base: 10 * time.Microsecond, Max: 40 * time.Microsecond, Window: 100 * time.Microsecond}
 			}
@@ -53,7 +55,7 @@ func TestOrders(t *testing.T) {
 					}
 				}
 			}
-			k := rapid.IntRange(0, 2+3*len(full)).Draw(t, "what")
+			k := rapid.IntRange(0, 3+3*len(full)).Draw(t, "what")
 			switch {
 			case k == 0:
 				c.tick(c.now + rapid.Int64Range(0, 20000).Draw(t, "time"))
@@ -63,8 +65,10 @@ func TestOrders(t *testing.T) {
 				if s := c.fault(n, wire.PFN(p), rapid.Bool().Draw(t, "write")); s != OK {
 					t.Fatal(s)
 				}
+			case k == 3:
+				c.evict(rapid.IntRange(0, nodes-1).Draw(t, "node"), wire.PFN(rapid.IntRange(0, nodes-1).Draw(t, "page")))
 			default:
-				l := full[(k-3)/3]
+				l := full[(k-4)/3]
 				fine(c.deliver(l.from, l.to))
 			}
 			sound(false)
@@ -86,6 +90,8 @@ func state(a *Agent) Agent {
 	s.dir = slices.Clone(a.dir)
 	s.records = slices.Clone(a.records)
 	s.actions = slices.Clone(a.actions)
+	s.cache.held = slices.Clone(a.cache.held)
+	s.cache.recent = slices.Clone(a.cache.recent)
 	return s
 }
 
@@ -95,7 +101,7 @@ func state(a *Agent) Agent {
 func besiege(t tester, data []byte) {
 	homes := []Range{{0, 2}, {2, 4}, {4, 6}}
 	a, err := New(Config{
-		Self: 1, Homes: homes, Shards: 1, Epoch: 1, Slots: 2,
+		Self: 1, Homes: homes, Shards: 1, Epoch: 1, Slots: 2, Cache: 3,
 		Tenure: Tenure{Base: 2000, Max: 8000, Window: 50000},
 	})
 	if err != nil {
@@ -116,9 +122,12 @@ func besiege(t tester, data []byte) {
 			s = a.Fault(now, wire.PFN(b[1]%8), b[2]&1 == 1)
 		case b[0] == 1:
 			a.Tick(now)
+		case b[0] == 2:
+			what = "eviction"
+			a.Evict(wire.PFN(b[1] % 8))
 		default:
 			m := wire.Message{
-				Kind: wire.Kind(b[1] % 12), From: wire.NodeID(b[2] % 4), Requester: wire.NodeID(b[3] % 4),
+				Kind: wire.Kind(b[1] % 14), From: wire.NodeID(b[2] % 4), Requester: wire.NodeID(b[3] % 4),
 				Mode: wire.Mode(b[4] % 3), Flags: wire.Flags(b[5] % 4), Acks: b[6] % 3, Epoch: 1,
 				Txn: uint32(b[7] % 16), Slot: uint32(b[8] % 3), Page: wire.PFN(b[9] % 7),
 			}
@@ -143,6 +152,9 @@ func besiege(t tester, data []byte) {
 			}
 		}
 		a.Clear()
+		if a.cache.frames > a.cache.limit || int(a.stats.Cached) > a.cache.frames {
+			t.Fatalf("%s: %d frames of %d, %d held", what, a.cache.frames, a.cache.limit, a.stats.Cached)
+		}
 		for p := range wire.PFN(6) {
 			if a.Mode(p) != mapped[p] {
 				t.Fatalf("%s: page %d is in %v, the agent thinks %v", what, p, mapped[p], a.Mode(p))
@@ -161,6 +173,8 @@ func right(m *wire.Message, seed byte) {
 		m.Mode = wire.Modified
 	case wire.WriteBack:
 		m.Flags = wire.FlagData << (seed & 1)
+	case wire.PutAck:
+		m.Mode = wire.Mode(seed % 3)
 	case wire.Grant:
 		m.Mode = wire.Shared + wire.Mode(seed&1)
 		m.Flags = wire.Flags(seed >> 1 % 3)
@@ -171,7 +185,7 @@ func right(m *wire.Message, seed byte) {
 	if m.Kind == wire.FwdGetS || m.Kind == wire.FwdGetM {
 		m.Args[0] = uint64(seed) << 6
 	}
-	if m.Kind <= wire.Upgrade || m.Kind == wire.Done {
+	if m.Kind <= wire.Upgrade || m.Kind == wire.Done || m.Kind == wire.Put {
 		m.Requester = m.From
 	}
 }
@@ -214,6 +228,10 @@ func TestBesieged(t *testing.T) {
 
 func FuzzBesieged(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 7, 0, 1, 0, 0, 0, 1, 0, 0, 3, 0})
+	f.Add([]byte{ // a page that is fetched, given back and granted again
+		0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 7, 0, 1, 0, 0, 0, 1, 1, 0, 3, 0,
+		2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 12, 0, 1, 0, 0, 0, 2, 1, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+	})
 	f.Fuzz(func(t *testing.T, data []byte) { besiege(t, data) })
 }
 
@@ -377,6 +395,7 @@ func TestConfig(t *testing.T) {
 		"negative shard":  func(c *Config) { c.Shard = -1 },
 		"shift":           func(c *Config) { c.StripeShift = 40 },
 		"no slots":        func(c *Config) { c.Slots = 0 },
+		"cache":           func(c *Config) { c.Cache = -1 },
 		"slots":           func(c *Config) { c.Slots = MaxSlots + 1 },
 		"tenure":          func(c *Config) { c.Tenure = Tenure{Base: 2, Max: 1, Window: 1} },
 		"negative tenure": func(c *Config) { c.Tenure = Tenure{Base: -2, Max: 1, Window: 1} },

@@ -43,18 +43,22 @@ func (w *waiters) pop() uint32 {
 	return i
 }
 
-// serveWaiters asks for the pages in the FIFO while there are slots. A request that this node's own
+// serveWaiters asks for the pages in the FIFO while there are slots, and frames. A request that this node's own
 // directory grants at once frees its slot again.
 func (a *Agent) serveWaiters(now int64) {
 	for a.waiters.n > 0 && len(a.free) > 0 {
-		i := a.waiters.pop()
-		p := &a.pages[i]
+		i := a.waiters.ring[a.waiters.head]
+		p, page := &a.pages[i], a.pageAt(i)
+		if !a.hasFrame(page, p) {
+			return
+		}
+		a.waiters.pop()
 		need := wire.Shared
 		if p.is(queuedWrite) {
 			need = wire.Modified
 		}
 		p.marks &^= queuedAny
-		a.ask(now, i, a.pageAt(i), need)
+		a.ask(now, i, page, need)
 	}
 }
 
@@ -74,21 +78,29 @@ func (a *Agent) ask(now int64, i uint32, page wire.PFN, need wire.Mode) {
 	default:
 		a.stats.ReadFaults++
 	}
+	a.spell.ask(now, a.policy.levels[1])
+	t := a.take(i, page, kind, need)
+	if atHome {
+		a.enqueue(now, i, kind, t)
+		return
+	}
+	if p.mode == wire.None {
+		a.cache.frames++
+	}
+	a.send(OpSend, a.homeOf(page), kind, page, t).Mode = need
+}
+
+// take takes a slot, which there is, for a request.
+func (a *Agent) take(i uint32, page wire.PFN, kind wire.Kind, want wire.Mode) transaction {
 	slot := a.free[len(a.free)-1]
 	a.free = a.free[:len(a.free)-1]
 	a.lastTxn++
 	if a.lastTxn == 0 {
 		a.lastTxn = 1
 	}
-	a.requests[slot] = request{page: page, index: i, txn: a.lastTxn, kind: kind, want: need}
-	a.spell.ask(now, a.policy.levels[1])
-	p.slot = uint16(slot + 1)
-	t := transaction{requester: a.self, txn: a.lastTxn, slot: slot}
-	if atHome {
-		a.enqueue(now, i, kind, t)
-		return
-	}
-	a.send(OpSend, a.homeOf(page), kind, page, t).Mode = need
+	a.requests[slot] = request{page: page, index: i, txn: a.lastTxn, kind: kind, want: want}
+	a.pages[i].slot = uint16(slot + 1)
+	return transaction{requester: a.self, txn: a.lastTxn, slot: slot}
 }
 
 // requestOf finds the request that a grant or an acknowledgement is about.
@@ -109,7 +121,7 @@ func (a *Agent) stepGrant(now int64, i uint32, m *wire.Message) Status {
 	if s != OK {
 		return s
 	}
-	if r.granted {
+	if r.granted || r.kind == wire.Put {
 		return BadTxn
 	}
 	need := m.Args[1]
@@ -196,7 +208,12 @@ func (a *Agent) complete(now int64, r *request) {
 		act.Mode = r.want
 		act.Slot = slot
 		act.Msg.Flags = r.carried
+		if !a.isHome(r.page) {
+			a.stats.Cached++
+			a.stats.CachedMost = max(a.stats.CachedMost, a.stats.Cached)
+		}
 	}
+	a.cache.won(r.index, !a.isHome(r.page))
 	t := transaction{requester: a.self, txn: r.txn, slot: slot}
 	page, i, tell := r.page, r.index, r.tellHome
 	*r = request{}

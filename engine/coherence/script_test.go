@@ -19,8 +19,9 @@ var rewrite = flag.Bool("rewrite", false, "write the outputs of the scripts in t
 // TestScripts plays testdata/*.txt. A line "> command" is followed by what it has to print; other lines that
 // begin with # are comments. Look at the difference after -rewrite.
 //
-//	> cluster nodes=3 pages=4 [slots=2] [tenure=base,max,window] [readaswrite]   node n is home of pages n*4...
+//	> cluster nodes=3 pages=4 [slots=2] [tenure=base,max,window] [cache=1] [readaswrite]   node n is home of pages n*4...
 //	> fault NODE PAGE read|write
+//	> evict NODE PAGE
 //	> deliver FROM->TO          the oldest message of that link
 //	> all                       deliver everything, links in order, no time passes
 //	> time DURATION             let that time pass; deadlines are met
@@ -95,6 +96,8 @@ func clusterOf(t *testing.T, args []string) *cluster {
 			pages = number(t, v)
 		case "slots":
 			change = append(change, func(c *Config) { c.Slots = number(t, v) })
+		case "cache":
+			change = append(change, func(c *Config) { c.Cache = number(t, v) })
 		case "readaswrite":
 			change = append(change, func(c *Config) { c.ReadAsWrite = true })
 		case "tenure":
@@ -148,6 +151,10 @@ func (c *cluster) command(t *testing.T, f []string) {
 	switch f[0] {
 	case "fault":
 		verdict(c.fault(number(t, f[1]), wire.PFN(number(t, f[2])), f[3] == "write"))
+	case "evict":
+		if !c.evict(number(t, f[1]), wire.PFN(number(t, f[2]))) {
+			fmt.Fprintln(&c.log, "  not now")
+		}
 	case "deliver":
 		from, to := link()
 		if len(c.links[from][to]) == 0 {

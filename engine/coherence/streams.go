@@ -48,7 +48,7 @@ func (s *streams) advance(i uint32, write bool, most uint32) (ahead uint32) {
 // are left to faults.
 func (a *Agent) askAhead(now int64, i uint32, need wire.Mode) {
 	ahead := a.streams.advance(i, need == wire.Modified, a.prefetch)
-	for j := i + 1; ahead > 0 && int(j) < len(a.pages) && len(a.free) > len(a.requests)/2; j, ahead = j+1, ahead-1 {
+	for j := i + 1; ahead > 0 && int(j) < len(a.pages) && a.spare(j); j, ahead = j+1, ahead-1 {
 		p := &a.pages[j]
 		if p.mode >= need || p.slot != 0 || p.is(queuedAny) {
 			continue

@@ -165,7 +165,7 @@ func (a *Agent) beginTenure(now int64, p *local, r *request) {
 func (a *Agent) holdUntil(now int64, p *local, requester wire.NodeID) int64 {
 	l := p.level()
 	if l == 0 || p.slot != 0 || a.idle {
-		return 0 // no tenure; or the node waits to write, behind the one who wants the page; or it has no use for it
+		return 0 // no tenure; or the node waits to write, or to be rid of the page, behind the one who wants it; or has no use for it
 	}
 	base, limit := a.policy.levels[1], a.policy.levels[l]
 	tick := now >> clockShift

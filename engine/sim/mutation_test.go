@@ -30,7 +30,7 @@ var mutants = []struct{ name, file, old, new string }{
 	},
 	{
 		"faults that wait for a slot are forgotten", "agent.go",
-		"if a.waiters.n > 0 {\n\t\ta.serveWaiters(now)\n\t}\n\treturn OK", "return OK",
+		"\tif a.waiters.n > 0 {\n\t\ta.serveWaiters(now)\n\t}\n", "",
 	},
 	{
 		"page sent before it is unmapped", "holder.go",
@@ -88,6 +88,48 @@ var mutants = []struct{ name, file, old, new string }{
 	{
 		"next request not begun", "home.go",
 		"\te.bits &^= busy\n\ta.advance(now, i, e)", "\te.bits &^= busy",
+	},
+	{
+		"home does not wait for a page that it takes back", "home.go",
+		"a.stats.Puts++\n\t\tr.phase = waiting", "a.stats.Puts++",
+	},
+	{
+		"home forgets to forget who dropped its copy", "home.go",
+		"\te.sharers &^= bit(r.requester)\n", "",
+	},
+	{
+		"home takes back what another node owns by now", "home.go",
+		"case !e.is(shared) && e.owner == r.requester:", "case !e.is(shared):",
+	},
+	{
+		"page written back before it is unmapped", "evict.go",
+		"\t\ta.emit(OpUnmap, m.Page)\n\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n",
+		"\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n\t\ta.emit(OpUnmap, m.Page)\n",
+	},
+	{
+		"frame discarded before it is written back", "evict.go",
+		"\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n\t\ta.discard(m.Page, i)\n",
+		"\t\ta.discard(m.Page, i)\n\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n",
+	},
+	{
+		"fault on a page that is given back is forgotten", "evict.go",
+		"if p.is(queuedAny) && !a.waiters.push(i) {", "if false {",
+	},
+	{
+		"page that is asked for does not count", "requester.go",
+		"\tif p.mode == wire.None {\n\t\ta.cache.frames++\n\t}\n", "",
+	},
+	{
+		"page that goes counts on", "evict.go",
+		"if p := &a.pages[i]; p.slot == 0 || a.putting(p) {", "if p := &a.pages[i]; p.slot == 0 {",
+	},
+	{
+		"pages given back count for ever as being given back", "evict.go",
+		"\ta.cache.putting--\n", "",
+	},
+	{
+		"nothing is given back before all frames are taken, and then nothing is", "evict.go",
+		"for c.draining && c.putting < c.most && len(a.free) > 0 {", "for c.draining && c.frames < c.limit && c.putting < c.most && len(a.free) > 0 {",
 	},
 	{
 		"tenure without a bound", "tenure.go",

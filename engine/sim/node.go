@@ -9,15 +9,16 @@ import (
 
 // node is a driver with its memory. A page's bytes are one word; 0 is a page of zeros.
 type node struct {
-	id     int
-	agent  *coherence.Agent
-	home   coherence.Range
-	guest  map[wire.PFN]wire.Mode // mapping of the guest view
-	frames map[wire.PFN]uint64    // home frames and cached frames
-	slots  []uint64
-	since  map[wire.PFN]int64 // when a page was asked for
-	tickAt int64
-	vcpus  []vcpu
+	id         int
+	agent      *coherence.Agent
+	home       coherence.Range
+	guest      map[wire.PFN]wire.Mode // mapping of the guest view
+	frames     map[wire.PFN]uint64    // home frames and cached frames
+	slots      []uint64
+	homeFrames int
+	since      map[wire.PFN]int64 // when a page was asked for
+	tickAt     int64
+	vcpus      []vcpu
 
 	unasked uint64 // pages installed that no vCPU had faulted on
 }
@@ -33,7 +34,7 @@ func (c *cluster) addNode(id int) error {
 	a, err := coherence.New(coherence.Config{
 		Self: wire.NodeID(id), Homes: cfg.Homes, Shard: cfg.Shard, Shards: cfg.Shards, StripeShift: cfg.StripeShift,
 		Epoch: 7, Slots: cfg.Slots, Tenure: cfg.Tenure, ReadAsWrite: cfg.ReadAsWrite,
-		WalksWrite: cfg.WalksWrite, Migratory: cfg.Migratory, Prefetch: cfg.Prefetch,
+		WalksWrite: cfg.WalksWrite, Migratory: cfg.Migratory, Prefetch: cfg.Prefetch, Cache: cfg.Cache,
 	})
 	if err != nil {
 		return err
@@ -47,6 +48,7 @@ func (c *cluster) addNode(id int) error {
 		if _, ours := a.Inspect(p); ours {
 			n.guest[p] = wire.Modified
 			n.frames[p] = 0
+			n.homeFrames++
 		}
 	}
 	for i := range n.slots {
@@ -90,6 +92,11 @@ func (c *cluster) message(n *node, m *wire.Message, chain int) {
 		n.agent.Idle(c.now, c.rng.IntN(2) == 0)
 		c.perform(n)
 	}
+	if c.cfg.Evict > 0 && c.rng.Float64() < c.cfg.Evict {
+		if page := wire.PFN(c.rng.Int64N(int64(c.cfg.Homes[c.cfg.Nodes-1].Last))); n.agent.Evict(page) {
+			c.perform(n)
+		}
+	}
 	if c.cfg.Repeat > 0 && c.rng.Float64() < c.cfg.Repeat {
 		if s := n.agent.Step(c.now, m); s == coherence.OK || len(n.agent.Actions()) > 0 {
 			c.fail("node %d accepts a second %v from node %d for page %d of node %d", n.id, m.Kind, m.From, m.Page, m.Requester)
@@ -122,6 +129,7 @@ func (c *cluster) perform(n *node) {
 		c.check(actions[i].Page)
 	}
 	n.agent.Clear()
+	c.checkCached(n)
 	if next := n.agent.Next(); next < n.tickAt {
 		n.tickAt = next
 		c.plan(max(next-c.now, 0)+c.between(0, c.cfg.FaultLatency), event{what: evTick, node: n.id})
@@ -219,6 +227,14 @@ func (c *cluster) install(n *node, a *coherence.Action) {
 	c.served(n, a.Page)
 }
 
+// checkCached counts the frames of pages homed elsewhere.
+func (c *cluster) checkCached(n *node) {
+	cached := len(n.frames) - n.homeFrames
+	if s := n.agent.Stats(); uint64(cached) != s.Cached || c.cfg.Cache > 0 && cached > c.cfg.Cache {
+		c.fail("node %d has %d frames of other nodes' pages, its agent counts %d, the bound is %d", n.id, cached, s.Cached, c.cfg.Cache)
+	}
+}
+
 // served closes the book on a request.
 func (c *cluster) served(n *node, page wire.PFN) {
 	c.costs.served(n.id, page)
@@ -239,12 +255,17 @@ func (c *cluster) served(n *node, page wire.PFN) {
 
 // bound is the longest time that a request may take: its turn comes after that of every other node, each of
 // which takes a tenure and four messages; and before that it may have waited for a slot, which is the same
-// time again for each page that was before it.
+// time again for each page that was before it. Where pages are given back, each of these may have waited for one that
+// was, and the page itself have been given back before.
 func (c *cluster) bound() int64 {
 	hop := int64(c.cfg.Latency[1])
 	if c.cfg.Clogged > 0 {
 		hop *= 10
 	}
 	one := int64(c.cfg.Tenure.Max) + 6*hop + 4*int64(c.cfg.FaultLatency)
-	return int64(c.cfg.Nodes) * one * int64(1+(c.cfg.VCPUs+c.cfg.Slots-1)/c.cfg.Slots)
+	turns := 1 + (c.cfg.VCPUs+c.cfg.Slots-1)/c.cfg.Slots
+	if c.cfg.Cache > 0 || c.cfg.Evict > 0 {
+		turns = 2 * (1 + c.cfg.VCPUs)
+	}
+	return int64(c.cfg.Nodes) * one * int64(turns)
 }

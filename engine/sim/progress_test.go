@@ -131,7 +131,7 @@ func TestCosts(t *testing.T) {
 	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = 4, 2, 2000, 8
 	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
 	cfg.ReadAsWrite, cfg.WalksWrite, cfg.Migratory, cfg.Prefetch = false, false, false, 0
-	cfg.Zeros = 0
+	cfg.Zeros, cfg.Evict, cfg.Cache = 0, 0, 0
 	cfg.Tenure = coherence.Tenure{}
 	cfg.Homes = nil
 	for n := range cfg.Nodes {

@@ -45,6 +45,7 @@ type Config struct {
 	WalksWrite    bool
 	Migratory     bool
 	Prefetch      int
+	Cache         int // pages homed elsewhere that each node may hold; 0: no bound
 
 	VCPUs    int // of each node
 	Ops      int // of each vCPU; 0: until Deadline
@@ -57,6 +58,7 @@ type Config struct {
 	FaultLatency time.Duration
 	Clogged      float64       // share of the links that are ten times slower
 	Idle         float64       // share of the messages upon which the node's vCPUs count as halted, or as running again
+	Evict        float64       // share of the messages upon which the node gives back a page, any one
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
 }

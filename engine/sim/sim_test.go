@@ -54,6 +54,8 @@ func random(seed uint64) Config {
 	}
 	rng.Shuffle(len(pages), func(i, j int) { pages[i], pages[j] = pages[j], pages[i] })
 	pages = pages[:1+rng.IntN(len(pages))]
+	cfg.Evict = []float64{0, 0, 0.05, 0.3}[rng.IntN(4)]
+	cfg.Cache = []int{0, 0, 1 + rng.IntN(4), 1 + rng.IntN(16)}[rng.IntN(4)]
 	cfg.Ops = 1200 / (cfg.Nodes * cfg.VCPUs)
 	writes := 0.1 + 0.8*rng.Float64()
 	think := time.Duration(rng.IntN(20)) * time.Microsecond
@@ -97,6 +99,10 @@ func TestSim(t *testing.T) {
 			total.UpgradesCarried += s.UpgradesCarried
 			total.ZeroGrants += s.ZeroGrants
 			total.Queued += s.Queued
+			total.FrameWaits += s.FrameWaits
+			total.EvictionsClean += s.EvictionsClean
+			total.EvictionsDirty += s.EvictionsDirty
+			total.EvictionsLost += s.EvictionsLost
 		}
 	}
 	t.Logf("%d seeds, %d events, %d accesses, %d faults", last-first+1, events, ops, faults)
@@ -108,6 +114,8 @@ func TestSim(t *testing.T) {
 		{"waits for slots", total.SlotWaits}, {"stale faults", total.StaleFaults},
 		{"bare upgrades", total.UpgradesBare}, {"carried upgrades", total.UpgradesCarried},
 		{"zero pages", total.ZeroGrants}, {"queued requests", total.Queued},
+		{"waits for frames", total.FrameWaits}, {"clean evictions", total.EvictionsClean},
+		{"dirty evictions", total.EvictionsDirty}, {"evictions that came too late", total.EvictionsLost},
 	} {
 		t.Logf("%8d %s", x.n, x.what)
 		if x.n == 0 && *seedFlag == 0 && *seedsFlag >= 99 {

@@ -69,6 +69,8 @@ const (
 	InvAck                    // sharer to requester: copy dropped
 	WriteBack                 // owner to home: the home frame holds the page's bytes again
 	Done                      // requester to home: transaction over
+	Put                       // holder to home: would rather not hold the page any longer
+	PutAck                    // home to that holder: its turn; Mode is what it has, and is to give back now
 	coherenceEnd
 
 	// CoherenceFirst and CoherenceLast bound the kinds above.
@@ -94,6 +96,7 @@ const (
 var kindNames = [...]string{
 	GetS: "GetS", GetM: "GetM", Upgrade: "Upgrade", FwdGetS: "FwdGetS", FwdGetM: "FwdGetM", Inv: "Inv",
 	Grant: "Grant", InvAck: "InvAck", WriteBack: "WriteBack", Done: "Done",
+	Put: "Put", PutAck: "PutAck",
 	IPI: "IPI", Access: "Access", AccessAck: "AccessAck", EOI: "EOI", Ping: "Ping", Pong: "Pong",
 }
 

@@ -107,9 +107,13 @@ func TestKindNames(t *testing.T) {
 
 // FuzzDecode holds that whatever arrives is either refused or encodes back to the same bytes.
 func FuzzDecode(f *testing.F) {
-	var b [Size]byte
-	(&Message{Kind: GetM, Page: 3, Txn: 9, Slot: 1}).Encode(b[:])
-	f.Add(b[:])
+	for _, m := range []Message{
+		{Kind: GetM, Page: 3, Txn: 9, Slot: 1}, {Kind: PutAck, From: 1, Mode: Modified, Page: 5, Txn: 2},
+	} {
+		b := make([]byte, Size)
+		m.Encode(b)
+		f.Add(b)
+	}
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var m Message

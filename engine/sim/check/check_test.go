@@ -28,6 +28,8 @@ var smallClusters = []Config{
 	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: []int{0, 0, 1}, Writes: []int{0, 1, 0}, Zeros: true},
 	{Nodes: 2, Homes: []int{0, 1}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1)},
 	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 0), Writes: all(2, 2), Tenure: tenure(1)},
+	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1), Evictions: all(2, 1)},
+	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: []int{0, 0, 1}, Writes: []int{0, 1, 0}, Evictions: []int{0, 1, 1}, Zeros: true},
 	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: all(3, 1), Writes: all(3, 1), Zeros: true},
 }
 
@@ -41,6 +43,11 @@ var mediumClusters = []Config{
 	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: []int{0, 0, 1}, Writes: all(3, 1), Tenure: tenure(1)},
 	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: []int{1, 0, 1}, Writes: []int{0, 1, 1}, Tenure: tenure(1)},
 	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 2), Writes: []int{0, 1}, Prefetch: 2},
+	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 2), Writes: all(2, 2), Evictions: all(2, 2)},
+	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: all(3, 1), Writes: all(3, 1), Evictions: all(3, 1)},
+	{Nodes: 2, Homes: []int{0, 1}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1), Evictions: all(2, 1)},
+	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 1), Writes: all(2, 2), Tenure: tenure(1), Evictions: all(2, 1)},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1), Cache: 1},
 }
 
 // largeClusters are all that there is time for.

@@ -27,6 +27,11 @@ type Config struct {
 	Migratory   bool
 	Prefetch    int
 
+	// Evictions are how often each node gives back a page, any that it can at any moment; none if nil. Cache bounds the
+	// pages homed elsewhere that a node holds, if it is not 0, and the agents choose what to give back.
+	Evictions []int
+	Cache     int
+
 	// Prompt makes a vCPU that was woken go on before anything else happens. Where it can lose its page first, it
 	// can fault any number of times, and that is too much where an agent remembers faults (companions, prefetch).
 	Prompt bool
@@ -63,7 +68,8 @@ func (c *Config) String() string {
 	}{
 		{c.Zeros, "zeros"}, {c.Tenure.Base > 0, fmt.Sprintf("tenure %d", c.Tenure.Max/step)}, {c.Idle, "idle"},
 		{c.ReadAsWrite, "read as write"}, {c.WalksWrite, "walks write"}, {c.Migratory, "migratory"},
-		{c.Prefetch > 0, "prefetch"}, {c.Prompt, "prompt"},
+		{c.Prefetch > 0, "prefetch"}, {c.Evictions != nil, fmt.Sprintf("evictions %v", c.Evictions)},
+		{c.Cache > 0, fmt.Sprintf("cache %d", c.Cache)}, {c.Prompt, "prompt"},
 	} {
 		if option.on {
 			b.WriteString(", " + option.name)
@@ -97,7 +103,7 @@ func (c *Config) agents() ([]*coherence.Agent, error) {
 	for n := range c.Nodes {
 		a, err := coherence.New(coherence.Config{
 			Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: c.Slots, Tenure: c.Tenure,
-			ReadAsWrite: c.ReadAsWrite, WalksWrite: c.WalksWrite, Migratory: c.Migratory, Prefetch: c.Prefetch,
+			ReadAsWrite: c.ReadAsWrite, WalksWrite: c.WalksWrite, Migratory: c.Migratory, Prefetch: c.Prefetch, Cache: c.Cache,
 		})
 		if err != nil {
 			return nil, err
@@ -133,12 +139,13 @@ func (c *Config) renamings() []renaming {
 func (c *Config) symmetry(nodes, pages []int) bool {
 	for old, name := range nodes {
 		if old != name && (c.Tenure.Base > 0 || c.tamper != nil) ||
-			c.Reads[old] != c.Reads[name] || c.Writes[old] != c.Writes[name] {
+			c.Reads[old] != c.Reads[name] || c.Writes[old] != c.Writes[name] ||
+			c.Evictions != nil && c.Evictions[old] != c.Evictions[name] {
 			return false
 		}
 	}
 	for old, name := range pages {
-		if old != name && (c.Prefetch > 0 || c.tamper != nil) || nodes[c.Homes[old]] != c.Homes[name] {
+		if old != name && (c.Prefetch > 0 || c.Cache > 0 || c.tamper != nil) || nodes[c.Homes[old]] != c.Homes[name] {
 			return false
 		}
 	}

@@ -34,7 +34,7 @@ func (f *folder) append(b []byte, w *world, r *renaming) []byte {
 	n.Reset(r.nodes, r.pages)
 	for _, id := range r.nodesBack {
 		x := &w.nodes[id]
-		b = append(b, byte(x.reads)<<4|byte(x.writes), byteOf(x.idle))
+		b = append(b, byte(x.reads)<<4|byte(x.writes), byte(x.evictions)<<1|byteOf(x.idle))
 		if w.cfg.Tenure.Base > 0 {
 			b = append(b, w.phase(x))
 		}
@@ -97,7 +97,8 @@ func (w *world) unfold(b []byte) {
 	w.err = nil
 	for id := range w.nodes {
 		x := &w.nodes[id]
-		x.reads, x.writes, x.idle = int(b[0]>>4), int(b[0]&0xf), b[1] != 0
+		x.reads, x.writes, x.idle = int(b[0]>>4), int(b[0]&0xf), b[1]&1 != 0
+		x.evictions = int(b[1] >> 1)
 		b = b[2:]
 		x.now = w.cfg.start()
 		if w.cfg.Tenure.Base > 0 {

@@ -39,7 +39,26 @@ func (w *world) checkPage(p wire.PFN) {
 		w.fail("page %d has %d writers and %d readers", p, writers, readers)
 	}
 	moving = w.checkLinks(p) || moving
+	w.checkCached(p)
 	w.checkDirectory(p, moving)
+}
+
+// checkCached counts the frames of pages homed elsewhere, and looks for one that belongs to nobody.
+func (w *world) checkCached(p wire.PFN) {
+	for n := range w.nodes {
+		if x := &w.nodes[n].pages[p]; w.cfg.homeOf(p) != wire.NodeID(n) && x.guest == wire.None != (x.frame == absent) {
+			w.fail("node %d has page %d in %v, but a frame for it: %v", n, p, x.guest, x.frame != absent)
+		}
+		cached := 0
+		for q, home := range w.cfg.Homes {
+			if home != n && w.nodes[n].pages[q].frame != absent {
+				cached++
+			}
+		}
+		if w.cfg.Cache > 0 && cached > w.cfg.Cache {
+			w.fail("node %d has frames for %d pages of others", n, cached)
+		}
+	}
 }
 
 // checkLinks looks at the messages about a page, and says whether there are any.
@@ -59,7 +78,7 @@ func (w *world) checkLinks(p wire.PFN) (some bool) {
 					toHome = toHome || wire.NodeID(to) == home
 					fromHome = fromHome || wire.NodeID(from) == home
 				}
-				if m.Kind <= wire.Upgrade {
+				if m.Kind <= wire.Upgrade || m.Kind == wire.Put {
 					requests++
 				}
 			}

@@ -14,6 +14,7 @@ import (
 const (
 	readFault   = "read fault"
 	writeFault  = "write fault"
+	eviction    = "eviction"
 	endOfTenure = "end of tenure"
 	slotFree    = "slot free"
 	faultBeside = "fault beside"
@@ -133,6 +134,10 @@ func (w *world) send(n wire.NodeID, act *coherence.Action, x *page) (sensible bo
 	switch m.Kind {
 	case wire.InvAck:
 		sensible = sensible && x.guest == wire.None
+	case wire.WriteBack:
+		sensible = sensible && x.guest <= w.agents[n].Mode(m.Page)
+	case wire.Done: // the page is installed; or dropped, if it was given back
+		sensible = sensible && x.guest == w.agents[n].Mode(m.Page)
 	case wire.Grant:
 		mine := wire.None // what this node may still have
 		if m.Mode == wire.Shared || m.Args[1]>>n&1 == 1 {
@@ -186,7 +191,7 @@ func describeAction(act *coherence.Action) string {
 func describe(m *wire.Message) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v", m.Kind)
-	if m.Kind == wire.Grant {
+	if m.Kind == wire.Grant || m.Kind == wire.PutAck {
 		fmt.Fprintf(&b, "(%v)", m.Mode)
 	}
 	fmt.Fprintf(&b, " of page %d for node %d", m.Page, m.Requester)

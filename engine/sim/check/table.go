@@ -108,11 +108,13 @@ func (t *Table) record(w *world, n wire.NodeID, page int, input string) {
 func meets(r role, input string) bool {
 	input, _, _ = strings.Cut(input, ",")
 	switch input {
-	case "GetS", "GetM", "Upgrade", "Done", "WriteBack":
+	case "PutAck":
+		return r != home
+	case "GetS", "GetM", "Upgrade", "Done", "WriteBack", "Put":
 		return r == home
 	case "FwdGetS", "FwdGetM", "Inv":
 		return r == holder
-	case "Grant", "InvAck", readFault, writeFault, slotFree, faultBeside:
+	case "Grant", "InvAck", readFault, writeFault, eviction, slotFree, faultBeside:
 		return r == requester
 	}
 	return r != requester
@@ -153,7 +155,7 @@ func roleOf(act *coherence.Action, atHome bool) role {
 		return home
 	}
 	switch act.Msg.Kind {
-	case wire.GetS, wire.GetM, wire.Upgrade, wire.Done:
+	case wire.GetS, wire.GetM, wire.Upgrade, wire.Put, wire.Done:
 		return requester
 	case wire.Grant:
 		if atHome {
@@ -171,7 +173,7 @@ func actionWord(act *coherence.Action) string {
 	switch act.Op {
 	case coherence.OpSend, coherence.OpSendPage:
 		word = act.Msg.Kind.String()
-		if act.Msg.Kind == wire.Grant {
+		if act.Msg.Kind == wire.Grant || act.Msg.Kind == wire.PutAck {
 			word += "(" + act.Msg.Mode.String() + ")"
 		}
 		if act.Op == coherence.OpSendPage {

@@ -26,6 +26,7 @@ type node struct {
 	reads, writes int // budget
 	pages         []page
 	slots         []receiveSlot
+	evictions     int // budget
 	idle          bool
 }
 
@@ -79,6 +80,9 @@ func newWorld(cfg *Config) (*world, error) {
 			now: cfg.start(), reads: cfg.Reads[n], writes: cfg.Writes[n],
 			pages: make([]page, len(cfg.Homes)), slots: make([]receiveSlot, cfg.Slots),
 		}
+		if cfg.Evictions != nil {
+			x.evictions = cfg.Evictions[n]
+		}
 		for p := range x.pages {
 			if cfg.Homes[p] == n {
 				x.pages[p] = page{guest: wire.Modified, frame: current}
@@ -117,6 +121,7 @@ const (
 	wait                   // the clock goes on, and a deadline is still to come
 	startRead              // a vCPU wants to read
 	startWrite             // or to write
+	giveBack               // the node gives a page back
 	halt                   // all vCPUs of the node are halted, or run again
 	pass                   // the clock goes on, and nothing waits for it
 )
@@ -138,6 +143,8 @@ func (e event) String() string {
 		return fmt.Sprintf("node %d meets its deadline", e.node)
 	case wait, pass:
 		return fmt.Sprintf("node %d's clock goes on", e.node)
+	case giveBack:
+		return fmt.Sprintf("node %d gives page %d back", e.node, e.page)
 	case halt:
 		return fmt.Sprintf("node %d's vCPUs halt, or run again", e.node)
 	case runRead, startRead:
@@ -235,6 +242,10 @@ func (w *world) begins(list []event) []event {
 				e.what = startWrite
 				list = w.writes(list, e, x)
 			}
+			if w.nodes[n].evictions > 0 && w.agents[n].CanEvict(e.page) {
+				e.what = giveBack
+				list = append(list, e)
+			}
 		}
 		e := event{node: wire.NodeID(n)}
 		if next := w.agents[n].Next(); w.cfg.Tenure.Base > 0 && (next <= w.nodes[n].now || next == math.MaxInt64) {
@@ -271,6 +282,9 @@ func (w *world) apply(e event) {
 		w.deliver(e)
 	case tick:
 		w.input(e.node, -1, endOfTenure, func() coherence.Status { a.Tick(n.now); return coherence.OK })
+	case giveBack:
+		n.evictions--
+		w.input(e.node, int(e.page), eviction, func() coherence.Status { a.Evict(e.page); return coherence.OK })
 	case wait, pass:
 		n.now += int64(step)
 	case halt:
