@@ -347,9 +347,10 @@ func tinyKernel(code []byte) []byte {
 }
 
 // TestLife is a VM of two nodes from Prepare to Release: the guest boots at node 0, writes and reads back pages that
-// are homed at node 1, says so on its console and switches the machine off.
+// are homed at node 1, twice as many as node 0 may cache, says so on its console and switches the machine off.
 func TestLife(t *testing.T) {
-	const pages = 8
+	const bound = spec.MinCache / wire.PageSize
+	const pages = 2 * bound
 	far := uint64(spec.MinBootMemory)
 	a := minivm.NewAsm().MovImm(minivm.RBX, far).MovImm(minivm.RCX, pages)
 	a.Label("write").Store(minivm.RBX, 8, minivm.RBX).AddImm(minivm.RBX, wire.PageSize).Dec(minivm.RCX).Jcc(minivm.NotEqual, "write")
@@ -368,6 +369,7 @@ func TestLife(t *testing.T) {
 	a.MovImm(minivm.RAX, devices.ACPIResetValue).Out8(devices.ACPIReset).Jmp("end")
 
 	l := newLocal(t, 2)
+	l.plan.Nodes[0].Cache = spec.MinCache
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := errors.Join(l.prepare(ctx, 2, tinyKernel(a.Bytes()))...); err != nil {
@@ -400,6 +402,9 @@ func TestLife(t *testing.T) {
 		}
 		if i == 0 && r.Counters["write_faults"] < pages {
 			t.Errorf("node 0 took %d write faults", r.Counters["write_faults"])
+		}
+		if most := r.Counters["cached_pages_most"]; i == 0 && (most > bound || r.Counters["evictions_dirty"] < pages-bound) {
+			t.Errorf("node 0 cached %d pages, bound is %d, and evicted %d dirty ones", most, bound, r.Counters["evictions_dirty"])
 		}
 		if online := r.VCPUs[0].Online; online != (i == 0) {
 			t.Errorf("node %d: online %t", i, online)

@@ -120,6 +120,13 @@ func addAgent(c map[string]uint64, s *coherence.Stats) {
 	c["invalidates"] += s.Invalidates
 	c["moves"] += s.Moves
 	c["ping_pongs"] += s.PingPongs
+	c["frame_waits"] += s.FrameWaits
+	c["cached_pages"] += s.Cached
+	c["cached_pages_most"] += s.CachedMost
+	c["evictions_clean"] += s.EvictionsClean
+	c["evictions_dirty"] += s.EvictionsDirty
+	c["evictions_lost"] += s.EvictionsLost
+	c["pages_taken_back"] += s.Puts
 	c["deferred"] += s.Deferred
 	c["deferred_ns"] += s.DeferredNs
 	c["pages_sent"] += s.PagesSent

@@ -14,9 +14,11 @@
 //	    name: server-b            # the name in its certificate, default the host of addr
 //	    device: rxe0              # RDMA device, default auto
 //	    gid: 1                    # index in the device's GID table, default auto
+//	    cache: 1GiB               # overrides the VM's
 //	    cpus: [2, 3]              # host CPUs to pin vCPUs, then shards, to
 //	fabric: verbs                 # or shm, for nodes on one host
 //	shards: auto                  # 1 to 64
+//	cache: 256MiB                 # what each node may hold of the others' memory; default: no bound
 //	poll: auto                    # busy, adaptive, event
 //	tenure: {base: 2ms, max: 50ms}
 //	console: serial

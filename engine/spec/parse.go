@@ -460,6 +460,10 @@ func (s *source) spec(root *ast.MappingNode, sp *Spec) error {
 		{"nodes", func(n ast.Node) error { return s.nodes(n, sp) }},
 		{"fabric", word(s, &sp.Fabric, "fabric", FabricVerbs, FabricSHM)},
 		{"shards", s.integer(&sp.Shards, "shards", 1, MaxShards, &auto)},
+		{"cache", func(n ast.Node) error {
+			sp.cacheAt = s.at(n)
+			return s.cache(n, &sp.Cache)
+		}},
 		{"poll", word(s, &sp.Poll, "poll", PollAuto, PollBusy, PollAdaptive, PollEvent)},
 		{"dilate", func(n ast.Node) error { return s.dilate(n, sp) }},
 		{"tenure", func(n ast.Node) error { return s.tenure(n, sp) }},
@@ -518,6 +522,10 @@ func (s *source) node(n ast.Node, what string) (Node, error) {
 		{"name", s.text(&node.Name, "name", nameAllowed+": the name in the node's certificate", nameProblem)},
 		{"vcpus", s.integer(&node.VCPUs, "vcpus", 0, MaxVCPUs, nil)},
 		{"memory", func(n ast.Node) error { return s.memory(n, &node.Memory) }},
+		{"cache", func(n ast.Node) error {
+			node.cacheAt = s.at(n)
+			return s.cache(n, &node.Cache)
+		}},
 		{"device", s.text(&node.Device, "device", "auto, or an RDMA device such as rxe0", nameProblem)},
 		{"gid", s.integer(&node.GID, "gid", 0, 255, &auto)},
 		{"cpus", func(n ast.Node) error { cpusAt = n; return s.cpus(n, &node.CPUs) }},
@@ -534,6 +542,17 @@ func (s *source) node(n ast.Node, what string) (Node, error) {
 		node.Name, _, _ = strings.Cut(host, "%")
 	}
 	return node, nil
+}
+
+func (s *source) cache(n ast.Node, dst *uint64) error {
+	v, _ := scalar(n)
+	size, err := ParseSize(v)
+	if err != nil || size > MaxMemory {
+		return s.errorf(s.at(n), fmt.Sprintf("cache is %s", quote(n, v)),
+			"a size like 256MiB or 1G, up to %s; 0, or no cache: line, for no bound", FormatSize(MaxMemory))
+	}
+	*dst = size
+	return nil
 }
 
 func (s *source) memory(n ast.Node, dst *uint64) error {

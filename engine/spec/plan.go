@@ -111,6 +111,7 @@ type PlanNode struct {
 	RAM     PFNRange    `json:"ram"`  // pages homed here
 	GPA     []GPARange  `json:"gpa"`  // the same as guest-physical addresses: two ranges if it spans the hole
 	APICIDs []uint32    `json:"apic_ids"`
+	Cache   uint64      `json:"cache,omitempty"` // bytes of other nodes' pages that it may hold; 0: no bound
 	CPUs    []int       `json:"cpus,omitempty"`  // host CPUs to pin to: vCPUs first, then shards
 	Device  string      `json:"device"`          // RDMA device, or auto
 	GID     int         `json:"gid"`             // GID index, or GIDAuto
@@ -142,7 +143,7 @@ func (s *Spec) Derive(hosts []Host) (*Plan, error) {
 		Shards: s.Shards, Poll: s.Poll, Dilate: s.Dilate, Tenure: s.Tenure, Timeouts: s.Timeouts,
 	}
 	if p.Shards == 0 {
-		p.Shards = autoShards(s.Nodes, hosts)
+		p.Shards = s.autoShards(hosts)
 	}
 	var next wire.PFN
 	ids := apicIDs(s.Nodes)
@@ -151,7 +152,7 @@ func (s *Spec) Derive(hosts []Host) (*Plan, error) {
 		next = ram.Last
 		pn := PlanNode{
 			ID: wire.NodeID(i), Name: n.Name, Addr: n.Addr, RAM: ram, GPA: ram.GPAs(), APICIDs: ids[i],
-			CPUs: n.CPUs, Device: n.Device, GID: n.GID,
+			CPUs: n.CPUs, Device: n.Device, GID: n.GID, Cache: s.cacheOf(&n),
 		}
 		if hosts != nil {
 			pn.CPUID, pn.TSCKHz = hosts[i].CPUID, hosts[i].TSCKHz
@@ -175,15 +176,27 @@ func newEpoch() wire.Epoch {
 	return wire.Epoch(binary.LittleEndian.Uint32(b[:])>>1 | 1)
 }
 
-// autoShards chooses a number of shards that every node can carry: a quarter of the CPUs that its vCPUs leave.
-func autoShards(nodes []Node, hosts []Host) int {
+// cacheOf returns the bound of a node's cache.
+func (s *Spec) cacheOf(n *Node) uint64 {
+	if n.Cache != 0 {
+		return n.Cache
+	}
+	return s.Cache
+}
+
+// autoShards chooses a number of shards that every node can carry: a quarter of the CPUs that its vCPUs leave, and as
+// many as its cache suffices for.
+func (s *Spec) autoShards(hosts []Host) int {
 	const most = 8
 	if hosts == nil {
 		return 1
 	}
 	n := most
 	for i, h := range hosts {
-		n = min(n, (h.CPUs-nodes[i].VCPUs)/4)
+		n = min(n, (h.CPUs-s.Nodes[i].VCPUs)/4)
+		if cache := s.cacheOf(&s.Nodes[i]); cache != 0 {
+			n = min(n, int(cache/MinCache))
+		}
 	}
 	return max(n, 1)
 }
@@ -377,6 +390,9 @@ func (p *Plan) checkNodes() error {
 		}
 		if n.GID < GIDAuto || n.GID > 255 || len(p.Distances[i]) != len(p.Nodes) {
 			return fmt.Errorf("spec: plan: node %d: GID index %d, %d distances", i, n.GID, len(p.Distances[i]))
+		}
+		if n.Cache != 0 && n.Cache < uint64(p.Shards)*MinCache || n.Cache > MaxMemory {
+			return fmt.Errorf("spec: plan: node %d: cache of %d bytes for %d shards", i, n.Cache, p.Shards)
 		}
 		for _, id := range n.APICIDs {
 			if id > MaxAPICID || seen[id] {

@@ -153,6 +153,8 @@ func TestPlanCheck(t *testing.T) {
 		"node name":     func(p *Plan) { p.Nodes[1].Name = "" },
 		"node addr":     func(p *Plan) { p.Nodes[1].Addr = "x" },
 		"device":        func(p *Plan) { p.Nodes[1].Device = "/" },
+		"cache":         func(p *Plan) { p.Nodes[1].Cache = MinCache - 1 },
+		"vast cache":    func(p *Plan) { p.Nodes[1].Cache = MaxMemory + 1 },
 		"gid":           func(p *Plan) { p.Nodes[1].GID = -2 },
 		"apic id twice": func(p *Plan) { p.Nodes[1].APICIDs = []uint32{0} },
 		"apic id 255":   func(p *Plan) { p.Nodes[1].APICIDs = []uint32{255} },
@@ -176,6 +178,25 @@ func TestPlanCheck(t *testing.T) {
 		if _, err := DecodePlan(b); err == nil {
 			t.Errorf("%s: decoded", name)
 		}
+	}
+}
+
+// TestPlanCache: the VM's bound is every node's that has none of its own, and there are no more shards than it suffices
+// for.
+func TestPlanCache(t *testing.T) {
+	s, err := Parse("span.yaml", []byte("kernel: k\ncache: 16MiB\nnodes:\n  - addr: a:1\n  - {addr: 'b:1', cache: 12M}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Derive([]Host{{CPUs: 64}, {CPUs: 64}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Check(); err != nil {
+		t.Error(err)
+	}
+	if p.Nodes[0].Cache != 16<<20 || p.Nodes[1].Cache != 12<<20 || p.Shards != 3 {
+		t.Errorf("caches of %d and %d bytes, %d shards", p.Nodes[0].Cache, p.Nodes[1].Cache, p.Shards)
 	}
 }
 

@@ -18,6 +18,7 @@ const (
 	MinBootMemory = 64 << 20 // node 0 loads kernel and initrd into its own RAM
 	MaxAppend     = 1600     // bytes; the kernel's limit is 2047 and ours come on top
 	MaxDilate     = 1000
+	MinCache      = 4 << 20 // bytes for each shard: several times what it can have under way
 
 	DefaultVCPUs  = 1
 	DefaultMemory = 512 << 20
@@ -55,7 +56,8 @@ type Spec struct {
 	Append   string
 	Nodes    []Node // empty if the file lists none: see Local
 	Fabric   Fabric
-	Shards   int // 0: chosen from the hosts' CPUs
+	Shards   int    // 0: chosen from the hosts' CPUs
+	Cache    uint64 // bytes that each node may cache of the others' memory; 0: no bound
 	Poll     Poll
 	Dilate   float64
 	Tenure   Tenure
@@ -64,6 +66,7 @@ type Spec struct {
 
 	src                *source // for errors found after parsing; nil for a Spec made in Go
 	kernelAt, initrdAt pos
+	cacheAt            pos
 }
 
 // Node is one node of a VM.
@@ -72,11 +75,12 @@ type Node struct {
 	Addr   string // host:port; empty if the file has none, which only Local allows
 	VCPUs  int
 	Memory uint64 // bytes
+	Cache  uint64 // 0: as Spec.Cache says
 	Device string
 	GID    int
 	CPUs   []int
 
-	at pos
+	at, cacheAt pos
 }
 
 // DefaultNode is a node as it is when nothing is said about it.
@@ -201,6 +205,9 @@ func (s *Spec) CheckImages() error {
 
 // checkTotals holds the limits that concern all nodes together.
 func (s *Spec) checkTotals() error {
+	if err := s.checkCache(s.Cache, s.cacheAt); err != nil {
+		return err
+	}
 	if len(s.Nodes) == 0 {
 		return nil
 	}
@@ -209,6 +216,9 @@ func (s *Spec) checkTotals() error {
 		vcpus += n.VCPUs
 		if vcpus > MaxVCPUs {
 			return s.src.errorf(n.at, fmt.Sprintf("with this node the VM has %d vCPUs", vcpus), "at most %d over all nodes", MaxVCPUs)
+		}
+		if err := s.checkCache(n.Cache, n.cacheAt); err != nil {
+			return err
 		}
 		memory += n.Memory
 		if memory > MaxMemory {
@@ -222,6 +232,15 @@ func (s *Spec) checkTotals() error {
 	if boot.Memory < MinBootMemory {
 		return s.src.errorf(boot.at, fmt.Sprintf("the first node has %s of memory", FormatSize(boot.Memory)),
 			"at least %s: kernel and initrd are loaded there", FormatSize(MinBootMemory))
+	}
+	return nil
+}
+
+// checkCache holds a bound against the number of shards that have to share it.
+func (s *Spec) checkCache(cache uint64, at pos) error {
+	if least := uint64(max(s.Shards, 1)) * MinCache; cache != 0 && cache < least {
+		return s.src.errorf(at, fmt.Sprintf("cache is %s for %d shards", FormatSize(cache), max(s.Shards, 1)),
+			"at least %s: %s for each shard", FormatSize(least), FormatSize(MinCache))
 	}
 	return nil
 }

@@ -22,10 +22,12 @@ nodes:
     vcpus: 2
     memory: 1G
     cpus: [2, 3, 4]
+    cache: 1G
   - {addr: "10.0.0.2:7441", name: server-b, vcpus: 0, memory: 512MiB, device: rxe0, gid: 3}
   - addr: "[fe80::1%eth0]:7440"
 fabric: shm
 shards: 2
+cache: 256MiB
 poll: adaptive
 dilate: 2.5
 tenure: {base: 1ms, max: 20ms}
@@ -50,7 +52,7 @@ timeouts:
 	if c.Name != "fe80::1" || c.VCPUs != 1 || c.Memory != DefaultMemory {
 		t.Errorf("node 2: %+v", c)
 	}
-	if s.Name != "demo" || s.Append != "console=ttyS0 quiet" || s.Fabric != FabricSHM || s.Shards != 2 || s.Poll != PollAdaptive ||
+	if s.Name != "demo" || s.Append != "console=ttyS0 quiet" || s.Fabric != FabricSHM || s.Shards != 2 || s.Cache != 256<<20 || a.Cache != 1<<30 || b.Cache != 0 || s.Poll != PollAdaptive ||
 		s.Dilate != 2.5 || s.Tenure.Max.Std() != 20*time.Millisecond || s.Timeouts.Heartbeat.Std() != 250*time.Millisecond {
 		t.Errorf("%+v", s)
 	}
@@ -64,7 +66,7 @@ func TestParseDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Name != "tiny" || s.Fabric != FabricVerbs || s.Shards != 0 || s.Poll != PollAuto || s.Dilate != 1 ||
+	if s.Name != "tiny" || s.Fabric != FabricVerbs || s.Shards != 0 || s.Cache != 0 || s.Poll != PollAuto || s.Dilate != 1 ||
 		s.Tenure.Base.Std() != 2*time.Millisecond || s.Timeouts.Lost.Std() != 10*time.Second || s.Console != "serial" {
 		t.Errorf("%+v", s)
 	}
@@ -117,6 +119,13 @@ func TestErrors(t *testing.T) {
 		{"fabric", with("fabric: tcp"), 4, 9, []string{"verbs, shm"}},
 		{"poll", with("poll: never"), 4, 7, []string{"auto, busy, adaptive, event"}},
 		{"shards", with("shards: 0"), 4, 9, []string{"auto, or a number from 1 to 64"}},
+		{"cache no size", with("cache: plenty"), 4, 8, []string{`"plenty"`, "256MiB", "no bound"}},
+		{"cache negative", with("cache: -1M"), 4, 8, []string{"256MiB"}},
+		{"cache a list", with("cache: [1G]"), 4, 8, []string{"a list"}},
+		{"cache too small", with("cache: 1MiB"), 4, 8, []string{"1MiB for 1 shards", "at least 4MiB"}},
+		{"cache too small for its shards", with("cache: 8MiB\nshards: 4"), 4, 8, []string{"8MiB for 4 shards", "at least 16MiB"}},
+		{"cache of a node too small", node("cache: 1MiB"), 4, 12, []string{"at least 4MiB"}},
+		{"cache huge", with("cache: 17T"), 4, 8, []string{"16TiB"}},
 		{"dilate", with("dilate: 0.5"), 4, 9, []string{"from 1"}},
 		{"dilate nan", with("dilate: .nan"), 4, 9, []string{"from 1"}},
 		{"tenure", with("tenure: {base: 5ms, max: 1ms}"), 4, 0, []string{"base up to max"}},
