@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ironspan/engine/coherence"
 	"ironspan/engine/wire"
 	"ironspan/fastpath"
@@ -27,7 +29,7 @@ import (
 // The memory of a duo: two nodes of duoPages each. A guest's own image lies in its own node's range, so that each
 // can run whatever the other does; shared pages lie behind the images.
 const (
-	duoPages = 256
+	duoPages = 1536
 	duoRAM   = 2 * duoPages * wire.PageSize
 	duoSlots = 32
 
@@ -35,6 +37,9 @@ const (
 	duoShared = 64  // to its shared pages
 	duoBulk   = 128 // to the pages that the other guest fills
 	bulkPages = 64
+
+	duoSweep   = 256 // to the pages that guests sweep over, more of them than a node may cache
+	sweepPages = 1024
 
 	reportPort = 0xf0 // 32 bits, one result after the other
 	donePort   = 0xf4
@@ -79,7 +84,7 @@ func needKVM(t *testing.T) *uffd.Support {
 }
 
 // newDuo connects two nodes, whose guests run the programs, and starts their shards.
-func newDuo(t *testing.T, readAsWrite bool, tenure coherence.Tenure, programs [2][]byte) [2]*duoNode {
+func newDuo(t *testing.T, change func(*coherence.Config), programs [2][]byte) [2]*duoNode {
 	t.Helper()
 	support := needKVM(t)
 	noLeak(t)
@@ -88,7 +93,7 @@ func newDuo(t *testing.T, readAsWrite bool, tenure coherence.Tenure, programs [2
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
 	var ns [2]*duoNode
 	for i := range ns {
-		ns[i] = newDuoNode(t, i, readAsWrite || !support.ContinueWP, tenure, programs[i])
+		ns[i] = newDuoNode(t, i, !support.ContinueWP, change, programs[i])
 	}
 	for i, n := range ns {
 		offer, err := ns[1-i].lane.Offer(wire.NodeID(i))
@@ -116,7 +121,7 @@ func newDuo(t *testing.T, readAsWrite bool, tenure coherence.Tenure, programs [2
 	return ns
 }
 
-func newDuoNode(t *testing.T, self int, readAsWrite bool, tenure coherence.Tenure, program []byte) *duoNode {
+func newDuoNode(t *testing.T, self int, readAsWrite bool, change func(*coherence.Config), program []byte) *duoNode {
 	t.Helper()
 	n := &duoNode{t: t, bus: bus.New()}
 	must := func(err error) {
@@ -148,10 +153,12 @@ func newDuoNode(t *testing.T, self int, readAsWrite bool, tenure coherence.Tenur
 	n.slots, err = ram.NewSlots(duoSlots)
 	must(err)
 	closing(n.slots.Close)
-	n.agent, err = coherence.New(coherence.Config{
+	cfg := coherence.Config{
 		Self: wire.NodeID(self), Homes: duoHomes(), Shards: 1, StripeShift: 9, Epoch: testEpoch, Slots: duoSlots,
-		Tenure: tenure, ReadAsWrite: readAsWrite,
-	})
+		ReadAsWrite: readAsWrite,
+	}
+	change(&cfg)
+	n.agent, err = coherence.New(cfg)
 	must(err)
 	n.lane, err = shm.New(fabric.Config{
 		Self: wire.NodeID(self), Nodes: 2, Epoch: testEpoch, RAM: n.ram.Memory(), Homes: spans, Slots: n.slots.Memory(),
@@ -300,19 +307,21 @@ func duoProgram(me int) []byte {
 	return a.Out8(donePort).Label("end").Pause().Jmp("end").Bytes()
 }
 
+var duoTenure = coherence.Tenure{Base: 200 * time.Microsecond, Max: 2 * time.Millisecond, Window: 5 * time.Millisecond}
+
 // TestGuestsShareMemory is the memory of one machine, seen by two guests under two KVM VMs.
 func TestGuestsShareMemory(t *testing.T) {
 	for _, c := range []struct {
-		name        string
-		readAsWrite bool
-		tenure      coherence.Tenure
+		name   string
+		change func(*coherence.Config)
 	}{
-		{"reads share", false, coherence.Tenure{}},
-		{"reads ask to write", true, coherence.Tenure{}},
-		{"with tenure", false, coherence.Tenure{Base: 200 * time.Microsecond, Max: 2 * time.Millisecond, Window: 5 * time.Millisecond}},
+		{"reads share", func(*coherence.Config) {}},
+		{"reads ask to write", func(c *coherence.Config) { c.ReadAsWrite = true }},
+		{"with tenure", func(c *coherence.Config) { c.Tenure = duoTenure }},
+		{"with few pages cached", func(c *coherence.Config) { c.Tenure, c.Cache = duoTenure, 24 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ns := newDuo(t, c.readAsWrite, c.tenure, [2][]byte{duoProgram(0), duoProgram(1)})
+			ns := newDuo(t, c.change, [2][]byte{duoProgram(0), duoProgram(1)})
 			began := time.Now()
 			for _, n := range ns {
 				n.run()
@@ -342,15 +351,7 @@ func TestGuestsShareMemory(t *testing.T) {
 				}
 				n.stopShard()
 			}
-			word := func(addr uint64) (values []uint64) {
-				page := wire.PFN(addr / wire.PageSize)
-				for _, n := range ns {
-					if n.agent.Mode(page) != wire.None {
-						values = append(values, binary.LittleEndian.Uint64(n.ram.Page(page)[addr%wire.PageSize:]))
-					}
-				}
-				return values
-			}
+			word := func(addr uint64) []uint64 { return duoWords(ns, addr) }
 			counter := word(duoAddr(0, duoShared+1) + 8)
 			if len(counter) == 0 || slices.ContainsFunc(counter, func(v uint64) bool { return v != 2*adds }) {
 				t.Errorf("who holds the counter's page has %d there, want %d", counter, 2*adds)
@@ -368,12 +369,152 @@ func TestGuestsShareMemory(t *testing.T) {
 	}
 }
 
+// duoWords returns what is at an address, at each node that has its page; at its home, if none has.
+func duoWords(ns [2]*duoNode, addr uint64) (values []uint64) {
+	page := wire.PFN(addr / wire.PageSize)
+	at := func(n *duoNode) uint64 { return binary.LittleEndian.Uint64(n.ram.Page(page)[addr%wire.PageSize:]) }
+	for _, n := range ns {
+		if n.agent.Mode(page) != wire.None {
+			values = append(values, at(n))
+		}
+	}
+	if len(values) == 0 {
+		values = append(values, at(ns[page/duoPages]))
+	}
+	return values
+}
+
+// sweepRounds is how often each guest adds to a counter on each page, of either node.
+const sweepRounds = 2
+
+// sweepProgram is what guest me does: it fills pages homed at the other, both ends of each; looks through those that
+// the other has filled, and through its own again; and adds to a counter on each of them all, as the other does. It
+// reports the number of wrong words.
+func sweepProgram(me int) []byte {
+	const (
+		failures, value, step, round = minivm.R14, minivm.R9, minivm.R10, minivm.R8
+		at, left, acc                = minivm.RDI, minivm.RCX, minivm.RAX
+	)
+	seeds := [2]uint64{seed0, seed1}
+	a := minivm.NewAsm().MovImm(step, stride).MovImm(failures, 0)
+	meetings := 0
+	meet := func() {
+		meetings++
+		again := fmt.Sprint("meet", meetings)
+		a.MovImm(minivm.RBX, duoAddr(1, duoShared)).LockInc(minivm.RBX, 0)
+		a.Label(again).Pause().Load(acc, minivm.RBX, 0).CmpImm(acc, int32(2*meetings)).Jcc(minivm.Below, again)
+	}
+	loops := 0
+	sweep := func(node int, seed uint64, each func(name string)) {
+		loops++
+		again := fmt.Sprint("sweep", loops)
+		a.MovImm(at, duoAddr(node, duoSweep)).MovImm(left, sweepPages).MovImm(value, seed).Label(again)
+		each(again)
+		a.Add(value, step).AddImm(at, wire.PageSize).Dec(left).Jcc(minivm.NotEqual, again)
+	}
+	look := func(name string) {
+		for _, disp := range []int32{0, wire.PageSize - 8} {
+			good := fmt.Sprint(name, disp)
+			a.Load(acc, at, disp).Cmp(acc, value).Jcc(minivm.Equal, good).AddImm(failures, 1).Label(good)
+		}
+	}
+	sweep(1-me, seeds[me], func(string) { a.Store(at, 0, value).Store(at, wire.PageSize-8, value) })
+	meet()
+	sweep(me, seeds[1-me], look)
+	sweep(1-me, seeds[me], look)
+	meet()
+	a.MovImm(round, sweepRounds).Label("round")
+	for _, node := range []int{me, 1 - me} {
+		sweep(node, 0, func(string) { a.MovImm(acc, 1).LockXadd(at, 8, acc) })
+	}
+	a.Dec(round).Jcc(minivm.NotEqual, "round")
+	return a.Mov(acc, failures).Out32(reportPort).Out8(donePort).Label("end").Pause().Jmp("end").Bytes()
+}
+
+// frames is how many pages of memory a node's RAM takes up, its own and cached ones.
+func (n *duoNode) frames() int64 {
+	var st unix.Stat_t
+	if err := unix.Fstat(n.ram.FD(), &st); err != nil {
+		n.t.Fatal(err)
+	}
+	return st.Blocks * 512 / wire.PageSize
+}
+
+// TestGuestsCacheLittle: two guests go over four times as many pages of each other's as their nodes may cache. The
+// nodes never hold more, and nothing is lost.
+func TestGuestsCacheLittle(t *testing.T) {
+	const bound = sweepPages / 4
+	for _, c := range []struct {
+		name   string
+		change func(*coherence.Config)
+	}{
+		{"as they come", func(*coherence.Config) {}},
+		{"with tenure, ahead of faults", func(c *coherence.Config) { c.Tenure, c.Prefetch, c.Migratory = duoTenure, duoSlots, true }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ns := newDuo(t, func(cfg *coherence.Config) {
+				cfg.Cache = bound
+				c.change(cfg)
+			}, [2][]byte{sweepProgram(0), sweepProgram(1)})
+			began := time.Now()
+			for _, n := range ns {
+				n.run()
+			}
+			var most [2]int64
+			for i, n := range ns {
+				for len(n.ran) == 0 && time.Since(began) < 60*time.Second {
+					for j, m := range ns {
+						most[j] = max(most[j], m.frames())
+					}
+					time.Sleep(time.Millisecond)
+				}
+				if err := n.wait(time.Second); err != nil {
+					t.Fatalf("node %d: %v; it reported %d", i, err, n.reports)
+				}
+				if want := []uint32{0}; !slices.Equal(n.reports, want) {
+					t.Errorf("guest %d reported %d wrong words", i, n.reports)
+				}
+			}
+			took := time.Since(began)
+			for i, n := range ns {
+				s := n.shard.Snapshot().Agent
+				t.Logf("node %d: %v, %d pages evicted clean, %d dirty, %d too late; %d cached at most, %d now; %d frames seen at most", i,
+					took.Round(time.Millisecond), s.EvictionsClean, s.EvictionsDirty, s.EvictionsLost, s.CachedMost, s.Cached, most[i])
+				if s.EvictionsDirty < sweepPages-bound || s.EvictionsClean == 0 {
+					t.Errorf("node %d evicted too little", i)
+				}
+				if s.CachedMost > bound || s.CachedMost < bound/2 || most[i] > duoPages+bound {
+					t.Errorf("node %d: the bound is %d pages, and %d of its own", i, bound, duoPages)
+				}
+				for status, d := range s.Dropped {
+					if d != 0 {
+						t.Errorf("node %d refused %d: %v", i, d, coherence.Status(status))
+					}
+				}
+			}
+			for _, n := range ns {
+				n.stopShard()
+			}
+			for node, seed := range [2]uint64{seed1, seed0} {
+				for p := range sweepPages {
+					addr, filled := duoAddr(node, duoSweep+p), seed+uint64(p)*stride
+					for _, w := range []struct{ disp, want uint64 }{{0, filled}, {8, 2 * sweepRounds}, {wire.PageSize - 8, filled}} {
+						if got := duoWords(ns, addr+w.disp); slices.ContainsFunc(got, func(v uint64) bool { return v != w.want }) {
+							t.Fatalf("%#x holds %#x, want %#x", addr+w.disp, got, w.want)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
 // TestStopFreesAFaultingGuest: a vCPU that waits for a page of a node that does not answer leaves its guest when it is
 // stopped and its userfaultfd closed.
 func TestStopFreesAFaultingGuest(t *testing.T) {
 	touch := minivm.NewAsm().MovImm(minivm.RBX, duoAddr(1, duoBulk)).Out8(reportPort+8).Store(minivm.RBX, 0, minivm.RBX).
 		Out32(reportPort).Out8(donePort).Label("end").Jmp("end").Bytes()
-	ns := newDuo(t, false, coherence.Tenure{}, [2][]byte{touch, minivm.NewAsm().Label("end").Jmp("end").Bytes()})
+	ns := newDuo(t, func(*coherence.Config) {}, [2][]byte{touch, minivm.NewAsm().Label("end").Jmp("end").Bytes()})
 	n := ns[0]
 	ns[1].stopShard()
 	n.run()
