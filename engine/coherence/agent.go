@@ -228,14 +228,13 @@ func (a *Agent) fault(now int64, i uint32, page wire.PFN, write bool) {
 	}
 }
 
-// goOn does what the input just taken in made possible: pages are given back if too many are cached, then those are
-// asked for that wait for a slot or a frame.
+// goOn does what the input just taken in made possible: pages are given back if too many are cached, which goes before
+// because faults may wait for it; then those are asked for that wait for a slot or a frame.
 func (a *Agent) goOn(now int64) {
-	if a.cache.frames >= a.cache.low {
-		a.evict()
-	}
+	a.evict()
 	if a.waiters.n > 0 {
 		a.serveWaiters(now)
+		a.evict()
 	}
 }
 

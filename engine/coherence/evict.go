@@ -111,9 +111,7 @@ func (a *Agent) put(i uint32, page wire.PFN) {
 // evict gives pages back, a few at a time, once there are too many.
 func (a *Agent) evict() {
 	c := &a.cache
-	if c.frames-c.putting >= c.high {
-		c.draining = true
-	}
+	c.draining = c.frames-c.putting >= c.high || c.draining
 	for c.draining && c.putting < c.most && len(a.free) > 0 {
 		if c.frames-c.putting < c.low {
 			c.draining = false

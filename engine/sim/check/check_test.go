@@ -72,6 +72,19 @@ var largeClusters = []Config{
 	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: all(2, 0), Writes: all(2, 2), Tenure: tenure(2)},
 	{Nodes: 2, Homes: []int{0, 0}, Slots: 4, Reads: all(2, 0), Writes: all(2, 4), Tenure: tenure(1), WalksWrite: true, Prompt: true},
 	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 2), Writes: all(2, 2), Prefetch: 2, Prompt: true},
+	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: all(3, 1), Writes: all(3, 1), Evictions: []int{0, 2, 2}, Zeros: true},
+	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: all(3, 1), Writes: all(3, 1), Evictions: []int{0, 1, 1}, Migratory: true},
+	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: []int{0, 0, 1}, Writes: []int{0, 1, 1}, Evictions: []int{0, 1, 1}, Tenure: tenure(1)},
+	{Nodes: 4, Homes: []int{0}, Slots: 1, Reads: []int{0, 1, 1, 1}, Writes: []int{0, 0, 1, 1}, Evictions: []int{0, 1, 1, 1}},
+	{Nodes: 2, Homes: []int{0, 1}, Slots: 2, Reads: all(2, 1), Writes: all(2, 1), Evictions: all(2, 2), Zeros: true},
+	{Nodes: 2, Homes: []int{0, 1}, Slots: 2, Reads: all(2, 2), Writes: all(2, 2), Evictions: all(2, 2)},
+	{Nodes: 3, Homes: []int{0, 1}, Slots: 1, Reads: []int{0, 0, 1}, Writes: all(3, 1), Evictions: all(3, 1)},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: all(2, 1), Writes: all(2, 2), Evictions: []int{0, 2}},
+	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 2, Reads: all(2, 1), Writes: all(2, 1), Cache: 2},
+	{Nodes: 3, Homes: []int{0, 0}, Slots: 1, Reads: []int{0, 1, 1}, Writes: []int{1, 1, 1}, Cache: 1},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: all(2, 0), Writes: all(2, 2), Cache: 1, Tenure: tenure(1)},
+	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 2), Writes: all(2, 2), Prefetch: 2, Cache: 2, Prompt: true},
+	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 0), Writes: all(2, 3), Tenure: tenure(1), WalksWrite: true, Cache: 2, Prompt: true},
 }
 
 // outcome is what became of a search, in which there is to be nothing wrong.
@@ -161,12 +174,18 @@ func TestLarge(t *testing.T) {
 			sum.Migrations += s.Migrations
 			sum.Companions += s.Companions
 			sum.Prefetches += s.Prefetches
+			sum.FrameWaits += s.FrameWaits
+			sum.EvictionsClean += s.EvictionsClean
+			sum.EvictionsDirty += s.EvictionsDirty
+			sum.EvictionsLost += s.EvictionsLost
 		}
 	}
 	for what, n := range map[string]uint64{
 		"early acks": sum.EarlyAcks, "deferrals": sum.Deferred, "followers": sum.FollowerFaults, "waits for slots": sum.SlotWaits,
 		"bare upgrades": sum.UpgradesBare, "carried upgrades": sum.UpgradesCarried, "zero pages": sum.ZeroGrants,
 		"queued requests": sum.Queued, "migrations": sum.Migrations, "companions": sum.Companions, "prefetches": sum.Prefetches,
+		"waits for frames": sum.FrameWaits, "clean evictions": sum.EvictionsClean, "dirty evictions": sum.EvictionsDirty,
+		"late evictions": sum.EvictionsLost,
 	} {
 		if n == 0 {
 			t.Errorf("no cluster had any %s", what)
