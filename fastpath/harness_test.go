@@ -28,6 +28,7 @@ type layout struct {
 	poll          PollMode
 	threads       int // as in ShardConfig
 	tenure        coherence.Tenure
+	cache         int  // pages of other nodes that a shard may hold; 0: no bound
 	continueWP    bool // false: as if the kernel had no UFFDIO_CONTINUE_MODE_WP
 }
 
@@ -84,7 +85,7 @@ func newTestNode(self int, l layout) (*testNode, error) {
 		}
 		agent, err := coherence.New(coherence.Config{
 			Self: n.self, Homes: l.homes(), Shard: i, Shards: l.shards, StripeShift: stripeShift, Epoch: 1, Slots: l.slots,
-			Tenure: l.tenure, ReadAsWrite: !l.continueWP,
+			Tenure: l.tenure, ReadAsWrite: !l.continueWP, Cache: l.cache,
 		})
 		if err != nil {
 			return nil, err

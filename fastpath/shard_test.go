@@ -62,6 +62,7 @@ func TestRandomWorkload(t *testing.T) {
 		"two nodes":            func(*layout) {},
 		"three nodes":          func(l *layout) { l.nodes = 3 },
 		"tenure":               func(l *layout) { l.tenure = quick },
+		"few pages cached":     func(l *layout) { l.nodes, l.cache = 3, 24; l.tenure = quick },
 		"two shards":           func(l *layout) { l.shards = 2; l.tenure = quick },
 		"one slot":             func(l *layout) { l.slots = 1; l.nodes = 3 },
 		"polling":              func(l *layout) { l.poll, l.threads = Adaptive, 1 },
@@ -114,9 +115,13 @@ func report(t testing.TB, ns []*testNode) {
 					line += fmt.Sprintf(" %v %d (p50 %v p99 %v)", k, h.Count, h.Quantile(0.5), h.Quantile(0.99))
 				}
 			}
-			t.Logf("%s; faults %d, zero pages %d, leftovers %d, remapped %d, rounds %d, sleeps %d, writes %d, deferred %d, followers %d, hot %d",
+			t.Logf("%s; faults %d, zero pages %d, leftovers %d, remapped %d, rounds %d, sleeps %d, writes %d, deferred %d, followers %d, hot %d, cached %d at most, evicted %d",
 				line, snap.Faults, snap.ZeroPages, snap.Leftovers, snap.Remapped, snap.Rounds, snap.Sleeps, snap.Fabric.Write.Ops,
-				snap.Agent.Deferred, snap.Agent.FollowerFaults, len(snap.Hot))
+				snap.Agent.Deferred, snap.Agent.FollowerFaults, len(snap.Hot),
+				snap.Agent.CachedMost, snap.Agent.EvictionsClean+snap.Agent.EvictionsDirty)
+			if n.cache > 0 && (snap.Agent.CachedMost > uint64(n.cache) || snap.Agent.EvictionsDirty == 0) {
+				t.Errorf("node %d cached %d pages, the bound is %d", n.self, snap.Agent.CachedMost, n.cache)
+			}
 			for st, c := range snap.Agent.Dropped {
 				if c != 0 {
 					t.Errorf("node %d: %d messages refused: %v", n.self, c, coherence.Status(st))
@@ -272,7 +277,7 @@ func TestLostFrameIsAnError(t *testing.T) {
 // TestNoAllocation runs faults of all kinds and sees that nothing in the process allocates but the test.
 func TestNoAllocation(t *testing.T) {
 	ns := cluster(t, layout{
-		nodes: 2, shards: 1, pages: 64, slots: 8, poll: Event, continueWP: true,
+		nodes: 2, shards: 1, pages: 64, slots: 8, poll: Event, continueWP: true, cache: 48,
 		tenure: coherence.Tenure{Base: 5 * time.Microsecond, Max: 20 * time.Microsecond, Window: time.Millisecond},
 	})
 	defer guard(t, ns, 60*time.Second)()

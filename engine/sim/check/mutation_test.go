@@ -50,7 +50,7 @@ var mutants = []struct {
 	{"request to give back lost", tamper{message: without(wire.Put)}},
 	{"answer to giving back lost", tamper{message: without(wire.PutAck)}},
 	{"request to give back sent twice", tamper{forge: again(wire.Put)}},
-	{"frame discarded before the home takes the page back", tamper{actions: discardAtOnce}},
+	{"frame discarded before it is taken back", tamper{actions: discardAtOnce}},
 	{"page written back before it is unmapped", tamper{actions: later(coherence.OpUnmap, wire.WriteBack)}},
 	{"frame of a dropped copy is kept", tamper{actions: keepFrame}},
 	{"taken back although it was forwarded", tamper{message: takeAnyway}},
