@@ -241,6 +241,9 @@ func (c *Config) check(s *Support) error {
 // createVM creates a VM without an interrupt controller, with MSR exits and the filter.
 func createVM(dev int, s *Support) (int, error) {
 	n, err := kvm.CreateVM(uintptr(dev))
+	for errors.Is(err, unix.EINTR) { // by a signal, as of Go's preemption, while KVM takes the locks of all mappings
+		n, err = kvm.CreateVM(uintptr(dev))
+	}
 	if err != nil {
 		return -1, fmt.Errorf("create vm: %w", err)
 	}
