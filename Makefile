@@ -62,6 +62,13 @@ test-unit: bootstrap ## unit tests with the race detector; what needs KVM or RDM
 .PHONY: test-sim
 test-sim: bootstrap ## the protocol under the seeded simulator and the model checker, at length
 	@$(WITH) go test -timeout 10m ./engine/coherence/... ./engine/sim/...
+	@$(MAKE) soak DURATION=20s
+
+# exec: Ctrl-C is for the soak, which ends with its summary. SOAK takes flags, as --json.
+.PHONY: soak
+soak: bootstrap ## random clusters of the simulator, DURATION long (default 10m), seeds nobody has seen
+	@mkdir -p build/test; $(WITH) go build -o build/test/soak ./tools/soak
+	@exec build/test/soak --duration $(or $(DURATION),10m) $(SOAK)
 
 # Part of test-sim, too; here with what it went through.
 .PHONY: verify

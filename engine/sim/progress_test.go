@@ -127,7 +127,7 @@ func TestHandOver(t *testing.T) {
 
 // TestCosts prints what each kind of transaction costs, and holds the protocol to it.
 func TestCosts(t *testing.T) {
-	cfg := random(1)
+	cfg := Random(1)
 	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = 4, 2, 2000, 8
 	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
 	cfg.ReadAsWrite, cfg.WalksWrite, cfg.Migratory, cfg.Prefetch = false, false, false, 0

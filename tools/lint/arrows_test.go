@@ -59,6 +59,7 @@ var rooms = map[string]room{
 	"tools/ironspan": {ours: []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs", "tools/ironspan/..."}, outside: []string{"*"}},
 	"tools/lab":      {ours: []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs", "tools/lab/..."}, outside: []string{"*"}},
 	"tools/demo":     {ours: []string{"engine/...", "tools/demo/..."}, outside: []string{"*"}},
+	"tools/soak":     {ours: []string{"engine/sim"}, outside: []string{"*"}},
 	"tools/lint":     {},
 }
 
