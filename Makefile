@@ -85,11 +85,18 @@ verify: bootstrap ## every state of small clusters of the protocol, and the bugs
 test-kvm: bootstrap ## mini-guests on this host's /dev/kvm, two nodes over shared memory
 	@if [ ! -w /dev/kvm ]; then echo "kvm tier skipped: /dev/kvm is absent or not writable for $$(id -un)"; exit 0; fi; \
 	mkdir -p build/test; log=build/test/kvm.log; \
-	if $(WITH) go test -v -timeout 10m ./kvmhost/... ./fastpath/... ./engine >$$log 2>&1; then \
+	if $(WITH) go test -v -timeout 10m ./kvmhost/... ./fastpath/... ./engine ./engine/litmus >$$log 2>&1; then \
 		grep -E -B1 '^ *--- SKIP' $$log | grep -v '^--$$' || true; grep -E '^(ok|\?) ' $$log; \
 	else \
 		grep -v -E '^ *--- PASS|^=== |\[rapid\] OK' $$log; echo "all of it: $$log"; exit 1; \
 	fi
+
+# Like the kvm tier's, but all of it, again and again; what outcomes there were is said at the end.
+.PHONY: litmus
+litmus: bootstrap ## memory-model tests as guests on several nodes, each of nine clusters DURATION long (default 1m)
+	@mkdir -p build/test; $(WITH) go test -count=1 -v -timeout 0 -run TestGuests ./engine/litmus \
+		-args -all -long $(or $(DURATION),1m) >build/test/litmus.log 2>&1 && ok=1 || ok=0; \
+	grep -v -E '^=== |^ *--- PASS.*seed' build/test/litmus.log; [ $$ok = 1 ]
 
 .PHONY: test-lab
 test-lab: build ## real RDMA (soft-RoCE), KVM and its shadow page tables in servers in QEMU; the lab itself; the loss of a server

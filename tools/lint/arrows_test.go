@@ -24,6 +24,10 @@ var rooms = map[string]room{
 	"engine/control/controltest": { // a fake machine, for the tests of others
 		ours: []string{"engine/cluster", "engine/control", "engine/spec", "engine/wire"},
 	},
+	"engine/nodetest": { // nodes for mini-guests, for the tests of others
+		ours: []string{"engine/coherence", "engine/wire", "fastpath/...", "kvmhost/..."},
+	},
+	"engine/litmus": {tests: []string{"engine/coherence", "engine/nodetest", "engine/wire", "kvmhost/..."}},
 	"engine": {
 		ours:    []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs"},
 		outside: []string{"golang.org/x/sys"},

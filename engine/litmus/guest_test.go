@@ -1,0 +1,334 @@
+package litmus
+
+import (
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ironspan/engine/coherence"
+	"ironspan/engine/nodetest"
+)
+
+var (
+	seedFlag = flag.Uint64("seed", 1, "of the delays")
+	longFlag = flag.Duration("long", 0, "how long each cluster goes on, with one seed after the other")
+	allFlag  = flag.Bool("all", false, "all shapes at all placements in each run, and not a sample")
+)
+
+// cluster is where threads and variables are, and what else goes on there.
+type cluster struct {
+	name    string
+	threads []int // node of each thread
+	tenure  bool
+	storm   bool
+	// production: pages that look as if they migrated move at once, sequences are fetched ahead.
+	production bool
+}
+
+func (c *cluster) nodes() int { return max(2, slices.Max(c.threads)+1) }
+
+var (
+	two   = []int{0, 1}
+	three = []int{0, 1, 2, 0}
+)
+
+var clusters = []cluster{
+	{"one node", []int{0, 0}, false, false, false}, // shows that the processor reorders what it may
+	{"two nodes", two, false, false, false},
+	{"two nodes, storm", two, false, true, false},
+	{"two nodes, tenure", two, true, false, true},
+	{"two nodes, tenure, storm", two, true, true, true},
+	{"three nodes", three, false, false, true},
+	{"three nodes, storm", three, false, true, false},
+	{"three nodes, tenure", three, true, false, false},
+	{"three nodes, tenure, storm", three, true, true, true},
+}
+
+// trials are all shapes at all placements where they make sense, or some of them. Shapes of two threads run on two nodes.
+func (c *cluster) trials(rng *rand.Rand) []trial {
+	var all []trial
+	for i := range Shapes {
+		s := &Shapes[i]
+		if n := len(s.Threads); n > len(c.threads) || n == 2 && len(c.threads) > 2 {
+			continue
+		}
+		for p := range placements {
+			if place := &placements[p]; place.fits(s) {
+				all = append(all, trial{shape: s, place: place, batches: 2 + 2*(32/place.instances-1)/7})
+			}
+		}
+	}
+	if !*allFlag {
+		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		sample := 12
+		if testing.Short() {
+			sample = 4
+		}
+		all = all[:min(sample, len(all))]
+	}
+	first := 0
+	for i := range all {
+		all[i].first = first
+		first += all[i].rounds()
+	}
+	return all
+}
+
+// TestGuests runs the shapes as guests and holds every round against the model.
+func TestGuests(t *testing.T) {
+	nodetest.Need(t)
+	for i := range clusters {
+		c := &clusters[i]
+		t.Run(c.name, func(t *testing.T) {
+			found := &findings{shapes: map[string]*finding{}}
+			seed, end := *seedFlag, time.Now().Add(*longFlag)
+			for {
+				t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { c.run(t, seed, found) })
+				if seed++; t.Failed() || !time.Now().Before(end) {
+					break
+				}
+			}
+			found.log(t)
+		})
+	}
+}
+
+// run is one run of all trials.
+func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
+	rng := rand.New(rand.NewPCG(seed, 0x117305))
+	trials := c.trials(rng)
+	cfg := nodetest.Config{Pages: nodePages, Image: imagePage, Slots: 32, Code: make([][][]byte, c.nodes())}
+	if c.tenure {
+		cfg.Tenure = coherence.Tenure{Base: 200 * time.Microsecond, Max: 2 * time.Millisecond, Window: 5 * time.Millisecond}
+	}
+	if c.production {
+		cfg.Migratory, cfg.Prefetch = true, 16
+	}
+	records := make([]uint64, len(c.threads)) // address of each thread's
+	for i, node := range c.threads {
+		records[i] = addr(node, recordPage+areaPages*len(cfg.Code[node]))
+		cfg.Code[node] = append(cfg.Code[node], threadProgram(len(c.threads), i, records[i], trials))
+	}
+	for node := range cfg.Code {
+		if c.storm {
+			cfg.Code[node] = append(cfg.Code[node], stormProgram(addr(node, stormPage)))
+		}
+	}
+	ns := nodetest.New(t, cfg)
+	var running atomic.Int32
+	running.Store(int32(len(c.threads)))
+	for node, n := range ns {
+		if n.Image != nil && n.Image.End > addr(node, recordPage) {
+			t.Fatalf("node %d: the image ends at %#x, among the records", node, n.Image.End)
+		}
+		drawStorm(rng, n.RAM.Service()[addr(node, stormPage):addr(node, sharedPage)], trials)
+		n.OnPort(sleepPort, 4, func(b []byte) {
+			ns := binary.LittleEndian.Uint32(b) &^ sleepBit
+			_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(ns)}, nil) // cut short by a signal: as well
+		})
+		n.OnPort(donePort, 1, func([]byte) {
+			if running.Add(-1) == 0 {
+				for _, n := range ns {
+					n.StopVM()
+				}
+			}
+		})
+	}
+	memory := make([][]byte, len(c.threads))
+	for i, node := range c.threads {
+		memory[i] = ns[node].RAM.Service()[records[i]:][:maxRecords*recordSize]
+		drawDelays(rng, memory[i], trials)
+	}
+	for _, n := range ns {
+		n.Run()
+	}
+	limit := time.Now().Add(time.Minute)
+	for i, n := range ns {
+		if err := n.Wait(time.Until(limit)); err != nil {
+			t.Fatalf("node %d: %v", i, err)
+		}
+	}
+	for _, n := range ns {
+		n.StopShard()
+	}
+	found.judge(t, memory, trials)
+	for _, n := range ns {
+		found.faults += n.Shard.Snapshot().Faults
+	}
+}
+
+// draw is a time to wait: asleep for as long as a fault takes, and then a node loses its pages in the midst of a round;
+// or shorter, for what happens inside of one processor; or nothing, for what its store buffer does.
+func draw(rng *rand.Rand) uint32 {
+	switch rng.IntN(4) {
+	case 0:
+		return 0
+	case 1:
+		return rng.Uint32N(2 << rng.IntN(16))
+	}
+	return sleepBit | rng.Uint32N(150_000)
+}
+
+func drawDelays(rng *rand.Rand, records []byte, trials []trial) {
+	last := &trials[len(trials)-1]
+	for r := range last.first + last.rounds() {
+		for i := range MaxInstrs {
+			binary.LittleEndian.PutUint32(records[recordSize*r+recDelay+4*i:], draw(rng))
+		}
+	}
+}
+
+func drawStorm(rng *rand.Rand, tables []byte, trials []trial) {
+	for i := range trials {
+		pages := trials[i].place.pages()
+		for e := range stormEntries {
+			b := tables[stormTable*i+stormEntry*e:]
+			binary.LittleEndian.PutUint64(b, pages[rng.IntN(len(pages))])
+			binary.LittleEndian.PutUint32(b[8:], 1+rng.Uint32N(2<<rng.IntN(18)))
+			binary.LittleEndian.PutUint32(b[12:], rng.Uint32N(2))
+		}
+	}
+}
+
+// outcome puts together what the threads know of a round. janitor is the thread that has the final values.
+func (x *trial) outcome(memory [][]byte, round, janitor int) (o Outcome, err error) {
+	at := recordSize * (x.first + round)
+	value := func(thread, off int) (v Value) {
+		word := binary.LittleEndian.Uint64(memory[thread][at+off:])
+		v, ok := decode(word, x.place.width)
+		if !ok && err == nil {
+			err = fmt.Errorf("thread %d has %#x, which nobody stored", thread, word)
+		}
+		return v
+	}
+	for t, code := range x.shape.Threads {
+		for i, in := range code {
+			if in.Op.Reads() {
+				o.Regs[t][i] = value(t, recRegs+8*i)
+			}
+		}
+	}
+	for v := range x.shape.Vars() {
+		o.Mem[v] = value(janitor, recMem+8*v)
+	}
+	return o, err
+}
+
+// findings are what runs ended with.
+type findings struct {
+	shapes map[string]*finding
+	faults uint64
+}
+
+type finding struct {
+	shape   *Shape
+	rounds  int
+	allowed map[Outcome]bool // by the model, over all placements
+	serial  map[Outcome]bool
+	counts  map[Outcome]int
+}
+
+// serial is what becomes of a shape whose threads run one after the other, in any order. A round that ends otherwise
+// had threads in each other's way, which is what rounds are for.
+func serial(s *Shape) map[Outcome]bool {
+	ends := map[Outcome]bool{}
+	var run func(m state, left []int)
+	run = func(m state, left []int) {
+		if len(left) == 0 {
+			ends[m.Outcome] = true
+		}
+		for i, t := range left {
+			next := m
+			for _, in := range s.Threads[t] {
+				next = next.step(t, in, both)
+				for next.threads[t].n > 0 {
+					next = next.drain(t)
+				}
+			}
+			run(next, slices.Delete(slices.Clone(left), i, i+1))
+		}
+	}
+	threads := []int{0, 1, 2, 3}
+	run(state{}, threads[:len(s.Threads)])
+	return ends
+}
+
+// judge fails the test for each outcome that the model does not have.
+func (f *findings) judge(t *testing.T, memory [][]byte, trials []trial) {
+	batch := 0
+	for i := range trials {
+		x := &trials[i]
+		allowed := Outcomes(x.shape, x.place.split)
+		key := x.shape.Name
+		if x.place.split != (Split{}) {
+			key += " split"
+		}
+		is := f.shapes[key]
+		if is == nil {
+			is = &finding{shape: x.shape, allowed: map[Outcome]bool{}, serial: serial(x.shape), counts: map[Outcome]int{}}
+			f.shapes[key] = is
+		}
+		for o := range allowed {
+			is.allowed[o] = true
+		}
+		for round := range x.rounds() {
+			o, err := x.outcome(memory, round, (batch+round/x.place.instances)%len(memory))
+			switch {
+			case err != nil:
+				t.Errorf("%v; %s: round %d: %v", x.shape, x.place.name, round, err)
+			case !allowed[o]:
+				t.Errorf("%v; %s: round %d: %s is forbidden", x.shape, x.place.name, round, o.Describe(x.shape))
+			}
+			is.rounds++
+			is.counts[o]++
+		}
+		batch += x.batches
+	}
+}
+
+func (f *findings) log(t *testing.T) {
+	var lines []string
+	all, interleaved := 0, 0
+	for name, is := range f.shapes {
+		all += is.rounds
+		for o, n := range is.counts {
+			if !is.serial[o] {
+				interleaved += n
+			}
+		}
+		lines = append(lines, fmt.Sprintf("%-20s %6d rounds, %d of %d allowed outcomes: %s", name, is.rounds, len(is.counts), len(is.allowed), is.histogram()))
+	}
+	slices.Sort(lines)
+	t.Logf("%d rounds, %d of them ended as no order of whole threads does, %d faults\n%s", all, interleaved, f.faults, strings.Join(lines, "\n"))
+}
+
+// histogram lists the commonest outcomes.
+func (is *finding) histogram() string {
+	const most = 6
+	var seen []Outcome
+	for o := range is.counts {
+		seen = append(seen, o)
+	}
+	slices.SortFunc(seen, func(a, b Outcome) int {
+		if d := is.counts[b] - is.counts[a]; d != 0 {
+			return d
+		}
+		return strings.Compare(a.Describe(is.shape), b.Describe(is.shape))
+	})
+	var parts []string
+	for _, o := range seen[:min(most, len(seen))] {
+		parts = append(parts, fmt.Sprintf("%d x %s", is.counts[o], o.Describe(is.shape)))
+	}
+	if len(seen) > most {
+		parts = append(parts, "...")
+	}
+	return strings.Join(parts, "; ")
+}
