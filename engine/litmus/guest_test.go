@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/nodetest"
+	"ironspan/kvmhost"
 )
 
 var (
@@ -68,16 +70,17 @@ func (c *cluster) trials(rng *rand.Rand) []trial {
 	}
 	if !*allFlag {
 		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		sample := 12
+		sample := 8
 		if testing.Short() {
-			sample = 4
+			sample = 3
 		}
 		all = all[:min(sample, len(all))]
 	}
-	first := 0
+	first, batch := 0, 0
 	for i := range all {
-		all[i].first = first
+		all[i].first, all[i].batch = first, batch
 		first += all[i].rounds()
+		batch += all[i].batches
 	}
 	return all
 }
@@ -112,10 +115,10 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 	if c.production {
 		cfg.Migratory, cfg.Prefetch = true, 16
 	}
-	records := make([]uint64, len(c.threads)) // address of each thread's
+	areas := make([]uint64, len(c.threads)) // each thread's memory
 	for i, node := range c.threads {
-		records[i] = addr(node, recordPage+areaPages*len(cfg.Code[node]))
-		cfg.Code[node] = append(cfg.Code[node], threadProgram(len(c.threads), i, records[i], trials))
+		areas[i] = addr(node, recordPage+areaPages*len(cfg.Code[node]))
+		cfg.Code[node] = append(cfg.Code[node], threadProgram(len(c.threads), i, areas[i], trials))
 	}
 	for node := range cfg.Code {
 		if c.storm {
@@ -123,30 +126,34 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 		}
 	}
 	ns := nodetest.New(t, cfg)
-	var running atomic.Int32
-	running.Store(int32(len(c.threads)))
+	m := meeting{trials: trials, head: make([][]byte, len(c.threads)), all: make(chan struct{})}
 	for node, n := range ns {
 		if n.Image != nil && n.Image.End > addr(node, recordPage) {
 			t.Fatalf("node %d: the image ends at %#x, among the records", node, n.Image.End)
 		}
-		drawStorm(rng, n.RAM.Service()[addr(node, stormPage):addr(node, sharedPage)], trials)
+		tables := n.RAM.Service()[addr(node, stormPage):addr(node, sharedPage)]
+		drawStorm(rng, tables[headSize:], trials)
+		m.storms = append(m.storms, storm{tables, addr(node, stormPage) + headSize})
 		n.OnPort(sleepPort, 4, func(b []byte) {
 			ns := binary.LittleEndian.Uint32(b) &^ sleepBit
 			_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(ns)}, nil) // cut short by a signal: as well
 		})
+		n.OnPort(meetPort, 1, func([]byte) { m.come() })
 		n.OnPort(donePort, 1, func([]byte) {
-			if running.Add(-1) == 0 {
+			if m.done.Add(1) == int32(len(c.threads)) {
 				for _, n := range ns {
 					n.StopVM()
 				}
 			}
 		})
 	}
-	memory := make([][]byte, len(c.threads))
+	memory := make([][]byte, len(c.threads)) // the records of each thread
 	for i, node := range c.threads {
-		memory[i] = ns[node].RAM.Service()[records[i]:][:maxRecords*recordSize]
+		area := ns[node].RAM.Service()[areas[i]:]
+		m.head[i], memory[i] = area, area[headSize:][:maxRecords*recordSize]
 		drawDelays(rng, memory[i], trials)
 	}
+	t.Cleanup(m.end) // before nodes wait for their guests
 	for _, n := range ns {
 		n.Run()
 	}
@@ -162,6 +169,72 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 	found.judge(t, memory, trials)
 	for _, n := range ns {
 		found.faults += n.Shard.Snapshot().Faults
+	}
+}
+
+// storm is the memory of a node's storm, and the guest's address of its first table.
+type storm struct {
+	mem   []byte
+	first uint64
+}
+
+// meeting is where threads wait for each other, twice in a batch. What it says to guests it writes to pages that never
+// move, while the guest it is for waits here; a storm may read the old word or the new one.
+type meeting struct {
+	trials []trial
+	head   [][]byte // of each thread
+	storms []storm
+	done   atomic.Int32 // threads that have ended
+
+	mu       sync.Mutex // guards what follows
+	came     int
+	meetings int
+	batch    int // of the trial
+	all      chan struct{}
+	ended    bool
+}
+
+// come returns when all threads have.
+func (m *meeting) come() {
+	m.mu.Lock()
+	if m.came++; m.came < len(m.head) || m.ended {
+		all := m.all
+		m.mu.Unlock()
+		<-all
+		return
+	}
+	m.came = 0
+	if m.meetings++; m.meetings%2 == 1 {
+		m.begin()
+	}
+	close(m.all)
+	m.all = make(chan struct{})
+	m.mu.Unlock()
+}
+
+// begin prepares the next batch.
+func (m *meeting) begin() {
+	x := len(m.trials) - 1
+	for x > 0 && m.trials[x].batch > m.batch {
+		x--
+	}
+	m.batch++
+	for _, s := range m.storms {
+		binary.LittleEndian.PutUint64(s.mem, s.first+uint64(stormTable*x))
+	}
+	at := kvmhost.HostTSC() + leadCycles
+	for _, h := range m.head {
+		binary.LittleEndian.PutUint64(h, at)
+	}
+}
+
+// end lets everybody go.
+func (m *meeting) end() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ended {
+		m.ended = true
+		close(m.all)
 	}
 }
 
@@ -263,7 +336,6 @@ func serial(s *Shape) map[Outcome]bool {
 
 // judge fails the test for each outcome that the model does not have.
 func (f *findings) judge(t *testing.T, memory [][]byte, trials []trial) {
-	batch := 0
 	for i := range trials {
 		x := &trials[i]
 		allowed := Outcomes(x.shape, x.place.split)
@@ -280,7 +352,7 @@ func (f *findings) judge(t *testing.T, memory [][]byte, trials []trial) {
 			is.allowed[o] = true
 		}
 		for round := range x.rounds() {
-			o, err := x.outcome(memory, round, (batch+round/x.place.instances)%len(memory))
+			o, err := x.outcome(memory, round, (x.batch+round/x.place.instances)%len(memory))
 			switch {
 			case err != nil:
 				t.Errorf("%v; %s: round %d: %v", x.shape, x.place.name, round, err)
@@ -290,7 +362,6 @@ func (f *findings) judge(t *testing.T, memory [][]byte, trials []trial) {
 			is.rounds++
 			is.counts[o]++
 		}
-		batch += x.batches
 	}
 }
 
