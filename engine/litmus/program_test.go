@@ -7,8 +7,8 @@ import (
 	"ironspan/kvmhost/minivm"
 )
 
-// Each node is home to nodePages. Front and shared pages are what nodes take from each other; the image and the
-// records between them belong to the node alone, so that what is measured does not move.
+// Each node is home to nodePages. The shared pages are what nodes take from each other, and the first and the last one;
+// the image, the records and the storm's tables belong to the node alone.
 const (
 	nodePages  = 4096
 	imagePage  = 16
@@ -120,7 +120,7 @@ type trial struct {
 	place   *placement
 	batches int
 	first   int // of its records
-	batch   int // number of its first, of all trials'
+	batch   int // number of its first, of all trials
 }
 
 func (x *trial) rounds() int { return x.batches * x.place.instances }
