@@ -13,6 +13,7 @@
 //   - a vCPU begins to read or write a page, out of a budget for each node, and faults if it may not;
 //   - one that was woken goes on, or faults again because the page is gone already. A node can have a reader and
 //     a writer for each page at a time, so there are followers. A lease faults like a vCPU;
+//   - a node gives a page back, any that it can, out of a budget; or its agent chooses, if it may cache only so many;
 //   - a node's clock goes on, or its deadline is met.
 //
 // Of a page's bytes it matters only whether they are the last written (in the order in which writes happen, of
@@ -46,8 +47,8 @@
 //
 // Nodes that are not told apart by a home or by their budgets, and pages of the same home, are
 // interchangeable: of all states that are the same up to such a renaming only the one whose encoding is the least is
-// kept. Tenure ends that for nodes (the right of way goes by their numbers), prefetch for pages (sequences go
-// by theirs). Slots and transactions are renamed in any case. Where agents remember faults (companions, prefetch)
+// kept. Tenure ends that for nodes (the right of way goes by their numbers), prefetch and a bounded cache for pages
+// (sequences, and the hand of the clock, go by theirs). Slots and transactions are renamed in any case. Where agents remember faults (companions, prefetch)
 // clusters are Prompt, or small. States are remembered by a hash of 128 bits:
 // with 10 million states the odds that one was taken for another are below 1 in 10^24.
 //
@@ -56,7 +57,8 @@
 // In every state: one writer or many readers, by the guests' mappings; whoever may read has the last written
 // bytes; an agent knows its guest's mapping; no action contradicts the mapping, and no message is refused; the
 // directory gives each node what it has, if the page is in no transaction; the home frame is good if the directory says so;
-// a node has one request under way for a page. Where a page is at rest (no message, request or deferral about
+// a node has one request under way for a page, a frame for each page of others that it holds and for no other, and no
+// more of them than it may have. Where a page is at rest (no message, request or deferral about
 // it), directory and mappings are the same and nobody waits.
 //
 // Deadlock and starvation are one check. For each state one transition is designated, by a fixed fair rule that
