@@ -10,8 +10,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"ironspan/tools/demo/initrd"
 )
 
 // A server of a running VM is switched off: the VM ends, says which node was lost, and leaves nothing behind.
@@ -19,11 +17,10 @@ func TestLostServer(t *testing.T) {
 	command, state := labCommand(t)
 	dir := t.TempDir()
 	ironspan, disk := filepath.Join(dir, "ironspan"), filepath.Join(dir, "initrd.cpio")
-	if out, err := exec.Command("go", "build", "-o", ironspan, "../ironspan").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if err := initrd.Build(t.Context(), disk, os.Stderr); err != nil {
-		t.Fatal(err)
+	for _, args := range [][]string{{"build", "-o", ironspan, "../ironspan"}, {"run", "../demo/mkinitrd", disk}} {
+		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v: %s", strings.Join(args, " "), err, out)
+		}
 	}
 	for _, server := range []int{1, 0} {
 		t.Run(fmt.Sprint("server ", server), func(t *testing.T) {
