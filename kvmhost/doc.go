@@ -24,6 +24,9 @@
 // Slots are addresses in this process; nothing here reads or writes them. A vCPU that touches a page that
 // userfaultfd has to supply blocks in KVM_RUN; kicks interrupt that wait.
 //
+// Where KVM translates by shadow page tables, it does not see that another server writes a page table. Each thread that
+// takes pages from the guest then has a [Snooper], which makes KVM forget what it derived from a page.
+//
 // # Time
 //
 // A guest's TSC is its server's plus an offset, the same for all vCPUs of a node. Deadlines are compared with
@@ -32,6 +35,6 @@
 // # Not supported
 //
 //   - x2APIC mode; nested virtualization, SGX, the PMU, machine checks in the guest: hidden by the CPUID policy;
-//   - SMM; hypercalls; a guest's own breakpoints are KVM's business;
+//   - SMM for the guest; hypercalls; a guest's own breakpoints are KVM's business;
 //   - saving and restoring a vCPU.
 package kvmhost
