@@ -51,8 +51,8 @@ reset or crashed, 4 a node was lost, 5 a node refused, 6 time-out, 130 interrupt
 
 // defaultDilate suits an emulated server: its instructions, faults and messages take so many times longer than
 // on hardware. Where servers share cores they wait for each other at each message, and ticks at that pace would leave
-// a guest little time for anything else: with three servers on two cores it boots in 268 s by the first, in 102 s by
-// three times as much.
+// a guest little time for anything else: with three servers on two cores it boots in 268 s by the first, in 102 s by the
+// second.
 const (
 	defaultDilate = 60
 	crowdedDilate = 200
