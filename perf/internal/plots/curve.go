@@ -23,23 +23,77 @@ type curve struct {
 // leastPoints is how many numbers a label needs to be an axis.
 const leastPoints = 3
 
-// curves finds what can be drawn over a label: series of one name that agree in all other labels.
+// curves finds what can be drawn over a label: series of one name that agree in all other labels, but for those that go
+// along with this one, as the number of nodes does with that of sharers. Of labels that go along with each other, the last
+// in the alphabet is the axis.
 func curves(all []*result.Series, label string) []curve {
+	names := map[string][]*result.Series{}
+	var order []string
+	for _, s := range all {
+		if _, err := number(s, label); err != nil {
+			continue
+		}
+		if names[s.Name] == nil {
+			order = append(order, s.Name)
+		}
+		names[s.Name] = append(names[s.Name], s)
+	}
+	var lines []curve
+	for _, name := range order {
+		along := goAlong(names[name], label)
+		if len(along) == 0 || slices.Max(along) < label {
+			lines = append(lines, split(names[name], label, along)...)
+		}
+	}
+	return lines
+}
+
+// number is the value of a label.
+func number(s *result.Series, label string) (float64, error) {
+	x, err := strconv.ParseFloat(s.Labels[label], 64)
+	if err == nil && (math.IsNaN(x) || math.IsInf(x, 0)) {
+		err = strconv.ErrRange
+	}
+	return x, err
+}
+
+// goAlong are the other labels with numbers that have another value exactly where this one has.
+func goAlong(all []*result.Series, label string) []string {
+	var along []string
+	for other := range all[0].Labels {
+		there, back, good := map[string]string{}, map[string]string{}, other != label
+		for _, s := range all {
+			a, b := s.Labels[label], s.Labels[other]
+			_, err := number(s, other)
+			if there[a] == "" {
+				there[a] = b
+			}
+			if back[b] == "" {
+				back[b] = a
+			}
+			good = good && err == nil && there[a] == b && back[b] == a
+		}
+		if good && len(there) > 1 {
+			along = append(along, other)
+		}
+	}
+	return along
+}
+
+// split puts series of one name on lines, each in the order of the label's numbers.
+func split(all []*result.Series, label string, along []string) []curve {
 	found := map[string]*curve{}
 	var order []string
 	for _, s := range all {
-		x, err := strconv.ParseFloat(s.Labels[label], 64)
-		if err != nil || math.IsNaN(x) || math.IsInf(x, 0) {
-			continue
-		}
 		others := maps.Clone(s.Labels)
-		delete(others, label)
+		maps.DeleteFunc(others, func(name, _ string) bool { return name == label || slices.Contains(along, name) })
 		key := result.Key(s.Name, others)
 		if found[key] == nil {
 			found[key] = &curve{}
 			order = append(order, key)
 		}
 		c := found[key]
+		x, _ := number(s, label) // it is one
 		at, _ := slices.BinarySearch(c.x, x)
 		c.x, c.series = slices.Insert(c.x, at, x), slices.Insert(c.series, at, s)
 	}
@@ -55,7 +109,8 @@ func curves(all []*result.Series, label string) []curve {
 // over draws curves over a label; g has the first series of each.
 func over(g group, label string, lines []curve, name string) (*figure, error) {
 	m := g.series[0].Measure
-	f := newFigure(name, g.title(label), label, measureName(m)+": median of the rounds, and their range")
+	varying := varyingIn(lines)
+	f := newFigure(name, g.title(varying...), label, measureName(m)+": median of the rounds, and their range")
 	p := f.plot
 	p.Add(plotter.NewGrid())
 	var xs []float64
@@ -69,7 +124,7 @@ func over(g group, label string, lines []curve, name string) (*figure, error) {
 		l.LineStyle = lineStyle(i)
 		points.GlyphStyle = draw.GlyphStyle{Color: colorOf(i), Radius: 4, Shape: glyphs[i%len(glyphs)]}
 		p.Add(ranges, l, points)
-		f.entries = append(f.entries, entry{g.short(c.series[0], label), []plot.Thumbnailer{l, points}})
+		f.entries = append(f.entries, entry{g.short(c.series[0], varying...), []plot.Thumbnailer{l, points}})
 		xs = append(xs, c.x...)
 	}
 	slices.Sort(xs)
@@ -84,6 +139,20 @@ func over(g group, label string, lines []curve, name string) (*figure, error) {
 		linear(&p.Y, m)
 	}
 	return f, nil
+}
+
+// varyingIn are the labels whose values differ along a line.
+func varyingIn(lines []curve) []string {
+	var labels []string
+	for _, c := range lines {
+		same := shared(c.series)
+		for label := range c.series[0].Labels {
+			if _, found := same[label]; !found {
+				labels = append(labels, label)
+			}
+		}
+	}
+	return labels
 }
 
 // points are the medians of a curve, and the ranges of its rounds.

@@ -59,8 +59,8 @@ var palette = []color.Color{
 	color.RGBA{R: 0xcc, G: 0x79, B: 0xa7, A: 0xff}, // purple
 	color.RGBA{R: 0xe6, G: 0x9f, B: 0x00, A: 0xff}, // orange
 	color.RGBA{R: 0x56, G: 0xb4, B: 0xe9, A: 0xff}, // sky
-	color.RGBA{A: 0xff},                            // black
 	color.RGBA{R: 0x80, G: 0x80, B: 0x80, A: 0xff}, // grey
+	color.RGBA{A: 0xff},                            // black
 }
 
 var (

@@ -20,10 +20,11 @@ const together = 8
 
 // byFolder groups series by the first parts of their names: as few parts as leave no more than together in a group.
 func byFolder(all []*result.Series) []group {
-	return split("", all)
+	return divide("", all)
 }
 
-func split(prefix string, all []*result.Series) []group {
+// divide groups series whose names begin alike.
+func divide(prefix string, all []*result.Series) []group {
 	if len(all) == 0 {
 		return nil
 	}
@@ -47,7 +48,7 @@ func split(prefix string, all []*result.Series) []group {
 			rest.series = append(rest.series, inner[name]...)
 			continue
 		}
-		groups = append(groups, split(name, inner[name])...)
+		groups = append(groups, divide(name, inner[name])...)
 	}
 	if len(rest.series) > 0 {
 		groups = append(groups, rest)

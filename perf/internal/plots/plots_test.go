@@ -180,6 +180,33 @@ func TestByFolder(t *testing.T) {
 	}
 }
 
+// Labels that go along with each other are one axis.
+func TestCurves(t *testing.T) {
+	var all []*result.Series
+	for n := range 3 {
+		for _, fabric := range []string{"shm", "rdma"} {
+			all = append(all, &result.Series{Name: "write", Labels: result.Labels{
+				"sharers": fmt.Sprint(2 - n), "nodes": fmt.Sprint(4 - n), "fabric": fabric, "size": "4096",
+			}})
+		}
+		all = append(all,
+			&result.Series{Name: "word", Labels: result.Labels{"sharers": "some"}},
+			&result.Series{Name: "two", Labels: result.Labels{"sharers": fmt.Sprint(n % 2), "other": fmt.Sprint(n)}},
+		)
+	}
+	for label, want := range map[string]int{"sharers": 2, "nodes": 0, "size": 0, "fabric": 0} {
+		lines := curves(all, label)
+		if len(lines) != want {
+			t.Errorf("%s: %d lines, want %d", label, len(lines), want)
+		}
+		for _, c := range lines {
+			if !slices.Equal(c.x, []float64{0, 1, 2}) || c.series[0].Labels["nodes"] != "2" {
+				t.Errorf("%s: %+v", label, c)
+			}
+		}
+	}
+}
+
 func TestStagesKeepTheirOrder(t *testing.T) {
 	series := func(names ...string) *result.Series {
 		s := &result.Series{}

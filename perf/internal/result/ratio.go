@@ -87,14 +87,27 @@ func (r *Run) sides(keys []string) (medians [][]float64, reason string) {
 	return medians, ""
 }
 
+// whyMissing is the reason why a series is absent. What is missing may be named with some of the series' labels, or with
+// the first parts of its name only.
 func (r *Run) whyMissing(key string) string {
-	name, _, _ := strings.Cut(key, "{")
+	name, labels := split(key)
 	for _, m := range r.Missing {
-		if missing, _, _ := strings.Cut(m.Name, "{"); below(name, missing) && (missing == m.Name || m.Name == key) {
+		missing, with := split(m.Name)
+		stranger := func(label string) bool { return !slices.Contains(labels, label) }
+		if below(name, missing) && !slices.ContainsFunc(with, stranger) {
 			return m.Reason
 		}
 	}
 	return fmt.Sprintf("no series %s in this run", key)
+}
+
+// split takes a key apart, into the name and the labels with their values.
+func split(key string) (name string, labels []string) {
+	name, rest, found := strings.Cut(key, "{")
+	if found {
+		labels = strings.Split(strings.TrimSuffix(rest, "}"), ",")
+	}
+	return name, labels
 }
 
 // compute fills in value, interval and verdict.

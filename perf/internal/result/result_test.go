@@ -147,6 +147,9 @@ func TestInterleave(t *testing.T) {
 	if err := r.Interleave(context.Background(), 20, 1, part("a", -1), part("b", 3), part("c", -1)); err != nil {
 		t.Fatal(err)
 	}
+	if !slices.Equal(turns[:3], []string{"a", "b", "c"}) {
+		t.Errorf("the first round is %v", turns[:3])
+	}
 	orders := map[string]bool{}
 	for i := 12; i+1 < len(turns); i += 2 {
 		pair := slices.Sorted(slices.Values(turns[i : i+2]))
