@@ -11,7 +11,7 @@ import (
 
 type plotCmd struct {
 	File string `arg:"" help:"A result, as in build/bench." type:"path"`
-	Out  string `help:"Folder for the plots; not given: one beside the result, with its name." type:"path" placeholder:"DIR"`
+	Out  string `help:"Folder for the plots; otherwise one beside the result." type:"path" placeholder:"DIR"`
 }
 
 // Run draws a result.

@@ -24,8 +24,8 @@ type curve struct {
 const leastPoints = 3
 
 // curves finds what can be drawn over a label: series of one name that agree in all other labels, but for those that go
-// along with this one, as the number of nodes does with that of sharers. Of labels that go along with each other, the last
-// in the alphabet is the axis.
+// along with this one, as the number of nodes does with that of sharers. Of labels that go along with each other, the
+// last in the alphabet is the axis.
 func curves(all []*result.Series, label string) []curve {
 	names := map[string][]*result.Series{}
 	var order []string

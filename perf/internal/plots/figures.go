@@ -74,7 +74,8 @@ func ratios(r *result.Run) ([]*figure, error) {
 
 func breakdowns(r *result.Run) ([]*figure, error) {
 	var all []*figure
-	for _, g := range byFolder(keep(r.Series, func(s *result.Series) bool { return len(s.Stages) > 0 && s.Count > 0 })) {
+	staged := keep(r.Series, func(s *result.Series) bool { return len(s.Stages) > 0 && s.Count > 0 })
+	for _, g := range byFolder(staged) {
 		f, err := stages(g, fileName("stages", g.name))
 		if err != nil {
 			return nil, err

@@ -78,6 +78,9 @@ func shared(all []*result.Series) result.Labels {
 // title names a group: the name, and the labels that its series share.
 func (g group) title(without ...string) string {
 	words := []string{g.name}
+	if g.oneName() {
+		words[0] = g.series[0].Name
+	}
 	common := shared(g.series)
 	for _, label := range slices.Sorted(maps.Keys(common)) {
 		if !slices.Contains(without, label) {

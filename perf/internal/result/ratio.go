@@ -16,8 +16,8 @@ type Ratio struct {
 	Denominator []string `json:"denominator,omitempty"`
 	Bound       float64  `json:"bound"`
 	AtLeast     bool     `json:"at_least,omitempty"` // the bound is a lower one
-	// Value is the ratio of the medians of the rounds' medians. Low and High are its 95 % confidence interval, by bootstrap
-	// over the rounds.
+	// Value is the ratio of the medians of the rounds' medians. Low and High are its 95 % confidence interval, by
+	// bootstrap over the rounds.
 	Value float64 `json:"value"`
 	Low   float64 `json:"low"`
 	High  float64 `json:"high"`
@@ -87,8 +87,8 @@ func (r *Run) sides(keys []string) (medians [][]float64, reason string) {
 	return medians, ""
 }
 
-// whyMissing is the reason why a series is absent. What is missing may be named with some of the series' labels, or with
-// the first parts of its name only.
+// whyMissing is the reason why a series is absent. What is missing may be named with some of the series' labels, or
+// with the first parts of its name only.
 func (r *Run) whyMissing(key string) string {
 	name, labels := split(key)
 	for _, m := range r.Missing {
@@ -122,8 +122,8 @@ func (ratio *Ratio) compute(above, below [][]float64) {
 	ratio.Value = of(func(all []float64) []float64 { return all })
 	values := make([]float64, resamples)
 	for i := range values {
-		// Rounds of all series were interleaved: the same rounds of each are drawn together, as far as all have them, so that
-		// what hit a round as a whole cancels out.
+		// Rounds of all series were interleaved: the same rounds of each are drawn together, as far as all have them,
+		// so that what hit a round as a whole cancels out.
 		seed := uint64(i)
 		values[i] = of(func(all []float64) []float64 { return resample(all, seed) })
 	}

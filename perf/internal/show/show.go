@@ -78,7 +78,9 @@ func stages(b *strings.Builder, all []*result.Series) {
 			if total > 0 {
 				share = fmt.Sprintf("%.0f %%", 100*stage.Typical(s)/total)
 			}
-			rows = append(rows, []string{stage.Name, ns(stage.P50Ns), share, ns(stage.P99Ns), ns(stage.MeanNs), fmt.Sprint(stage.Count)})
+			rows = append(rows, []string{
+				stage.Name, ns(stage.P50Ns), share, ns(stage.P99Ns), ns(stage.MeanNs), fmt.Sprint(stage.Count),
+			})
 		}
 		if total > 0 && s.P50 > 0 {
 			rows = append(rows, []string{"sum", ns(total), fmt.Sprintf("%.0f %% of p50", 100*total/s.P50)})
