@@ -188,6 +188,17 @@ func (f *figure) headHeight() vg.Length {
 	return 3 * line
 }
 
+// rows names the rows of a plot from below, with names that leave it half of the width.
+func (f *figure) rows(names []string) {
+	short := make([]string, len(names))
+	for i, name := range names {
+		short[i] = fit(style(tickSize, nil), name, width/2)
+	}
+	f.plot.NominalY(short...)
+	f.plot.Y.Tick.Label.Font = sans(tickSize)
+	f.plot.Y.Min, f.plot.Y.Max = -0.5, float64(len(names))-0.5
+}
+
 // fit cuts a text at its end until it is no wider than there is room.
 func fit(s text.Style, words string, room vg.Length) string {
 	if s.Width(words) <= room {

@@ -10,7 +10,7 @@ import (
 // figures are all that a run has something for.
 func figures(r *result.Run) ([]*figure, error) {
 	var all []*figure
-	for _, find := range []func(*result.Run) ([]*figure, error){distributions, ratios, breakdowns, overLabels} {
+	for _, find := range []func(*result.Run) ([]*figure, error){verdicts, distributions, ratios, breakdowns, overLabels} {
 		found, err := find(r)
 		if err != nil {
 			return nil, err

@@ -114,7 +114,8 @@ func (g group) oneName() bool {
 
 var notInFiles = regexp.MustCompile(`[^a-zA-Z0-9.]+`)
 
-// fileName makes a name for files of words.
+// fileName makes a name for files of words, of a hundred characters at most.
 func fileName(words ...string) string {
-	return strings.ToLower(strings.Trim(notInFiles.ReplaceAllString(strings.Join(words, "-"), "-"), "-"))
+	name := strings.ToLower(strings.Trim(notInFiles.ReplaceAllString(strings.Join(words, "-"), "-"), "-"))
+	return strings.TrimRight(name[:min(len(name), 100)], "-") // all of them are ASCII
 }

@@ -94,6 +94,10 @@ func made() *result.Run {
 		Name: "remote read fault, clean at home, over raw transfer and floor", Numerator: []string{"fault/read/clean-at-home"},
 		Denominator: []string{"raw/read{size=4096}", "floor/uffd"}, Bound: 1.25,
 	})
+	r.Judge(result.Ratio{
+		Name: "write fault, 3 sharers over 1", Numerator: []string{"fault/write{sharers=3}"},
+		Denominator: []string{"fault/write{sharers=1}"}, Bound: 1.3,
+	})
 	r.Judge(result.Ratio{Name: "fault against NVMe-oF", Numerator: []string{"peer/nvmeof"}, Bound: 2, AtLeast: true})
 	r.Miss("peer/nvmeof", errors.New("nvmet-rdma: module absent"))
 	return r
@@ -126,13 +130,13 @@ func TestDraw(t *testing.T) {
 		picture, err := png.Decode(bytes.NewReader(data))
 		if err != nil {
 			t.Errorf("%s: %v", file, err)
-		} else if size := picture.Bounds().Size(); size.X < 280 || size.Y < 100 {
+		} else if size := picture.Bounds().Size(); size.X < 280 || size.Y < 60 {
 			t.Errorf("%s: %v", file, size)
 		}
 	}
 	want := []string{
-		"cdf-fault-read", "cdf-fault-write", "cdf-fault", "cdf-raw", "cdf-floor",
-		"cdf-ratio-remote-read-fault-clean-at-home-over-raw-transfer-and-floor",
+		"ratios", "cdf-fault-read", "cdf-fault-write", "cdf-fault", "cdf-raw", "cdf-floor",
+		"cdf-ratio-remote-read-fault-clean-at-home-over-raw-transfer-and-floor", "cdf-ratio-write-fault-3-sharers-over-1",
 		"stages-fault", "over-sharers-fault-time", "over-size-raw-bandwidth", "over-tenure-tenure-rate", "over-vcpus-scaling-rate",
 	}
 	if !slices.Equal(names, want) || len(files) != 2*len(want) {
@@ -159,6 +163,10 @@ func TestDrawExtremes(t *testing.T) {
 		r.Record("flat", result.Count, result.Labels{"x": x}).Value(0)
 		r.Record("negative", result.Count, result.Labels{"x": x}).Value(-5)
 	}
+	r.Judge(result.Ratio{Name: strings.Repeat("a very long name ", 20), Numerator: []string{"end"}, Bound: 1})
+	long := r.Record(strings.Repeat("long", 100), result.Latency, nil)
+	long.Value(7)
+	long.Stages(result.Stage{Name: strings.Repeat("stage", 50), Count: 1, P50Ns: 5})
 	for _, run := range []*result.Run{r, result.New("host", "")} {
 		if _, err := drawAt(coarse, run, t.TempDir()); err != nil {
 			t.Error(err)

@@ -57,9 +57,7 @@ func stages(g group, name string) (*figure, error) {
 	}
 	p.Add(wholes)
 	f.entries = append(f.entries, entry{"whole", []plot.Thumbnailer{wholes}})
-	p.NominalY(names...)
-	p.Y.Min, p.Y.Max = -0.5, float64(len(names))-0.5
-	p.Y.Tick.Label.Font = sans(tickSize)
+	f.rows(names)
 	linear(&p.X, result.Latency)
 	return f, nil
 }

@@ -144,6 +144,15 @@ func (ratio *Ratio) Describe() string {
 	return fmt.Sprintf("%s at %s", ratio.Verdict, digits(ratio.Value))
 }
 
+// OfBound is the value and its interval as a multiple of the bound, or the other way round where the bound is a lower
+// one: up to 1, it is met. Bound and interval have to be positive.
+func (ratio *Ratio) OfBound() (low, value, high float64) {
+	if ratio.AtLeast {
+		return ratio.Bound / ratio.High, ratio.Bound / ratio.Value, ratio.Bound / ratio.Low
+	}
+	return ratio.Low / ratio.Bound, ratio.Value / ratio.Bound, ratio.High / ratio.Bound
+}
+
 func (ratio *Ratio) met(value float64) bool {
 	if ratio.AtLeast {
 		return value >= ratio.Bound
