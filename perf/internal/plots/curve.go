@@ -110,12 +110,13 @@ func split(all []*result.Series, label string, along []string) []curve {
 func over(g group, label string, lines []curve, name string) (*figure, error) {
 	m := g.series[0].Measure
 	varying := varyingIn(lines)
+	zero := zeroAt(lines)
 	f := newFigure(name, g.title(varying...), label, measureName(m)+": median of the rounds, and their range")
 	p := f.plot
 	p.Add(plotter.NewGrid())
 	var xs []float64
 	for i, c := range lines {
-		middles, ranges := c.points()
+		middles, ranges := c.points(zero)
 		ranges.LineStyle = draw.LineStyle{Color: colorOf(i), Width: 1.2}
 		l, points, err := plotter.NewLinePoints(middles)
 		if err != nil {
@@ -125,14 +126,19 @@ func over(g group, label string, lines []curve, name string) (*figure, error) {
 		points.GlyphStyle = draw.GlyphStyle{Color: colorOf(i), Radius: 4, Shape: glyphs[i%len(glyphs)]}
 		p.Add(ranges, l, points)
 		f.entries = append(f.entries, entry{g.short(c.series[0], varying...), []plot.Thumbnailer{l, points}})
-		xs = append(xs, c.x...)
+		xs = append(xs, ranges.x...)
 	}
 	slices.Sort(xs)
 	xs = slices.Compact(xs)
-	if xs[0] > 0 && xs[len(xs)-1]/xs[0] >= 8 {
+	if xs[0] > 0 && xs[len(xs)-1]/xs[0] >= wide {
 		logarithmic(&p.X, m)
 	}
-	at(&p.X, xs, labelFormat(label))
+	at(&p.X, xs, func(x float64) string {
+		if x == zero {
+			x = 0
+		}
+		return labelFormat(label)(x)
+	})
 	if p.Y.Min > 0 && p.Y.Max/p.Y.Min > 20 {
 		logarithmic(&p.Y, m)
 	} else {
@@ -155,14 +161,39 @@ func varyingIn(lines []curve) []string {
 	return labels
 }
 
-// points are the medians of a curve, and the ranges of its rounds.
-func (c curve) points() (plotter.XYs, *ranges) {
+// wide is how much larger the largest number of an axis is than the smallest, for its scale to be logarithmic.
+const wide = 8
+
+// zeroAt is where 0 is drawn: at 0, or, where the numbers above it want a logarithmic scale, a little to their left.
+func zeroAt(lines []curve) float64 {
+	least, most := math.Inf(1), 0.0
+	for _, c := range lines {
+		for _, x := range c.x {
+			if x < 0 {
+				return 0
+			}
+			if most = max(most, x); x > 0 {
+				least = min(least, x)
+			}
+		}
+	}
+	if most/least < wide {
+		return 0
+	}
+	return least / 2.5
+}
+
+// points are the medians of a curve, and the ranges of its rounds, with the number 0 drawn at zero.
+func (c curve) points(zero float64) (plotter.XYs, *ranges) {
 	var middles plotter.XYs
 	r := &ranges{}
 	for i, s := range c.series {
-		medians := s.Medians()
-		middles = append(middles, plotter.XY{X: c.x[i], Y: result.Median(medians)})
-		r.x, r.low, r.high = append(r.x, c.x[i]), append(r.low, slices.Min(medians)), append(r.high, slices.Max(medians))
+		medians, x := s.Medians(), c.x[i]
+		if x == 0 {
+			x = zero
+		}
+		middles = append(middles, plotter.XY{X: x, Y: result.Median(medians)})
+		r.x, r.low, r.high = append(r.x, x), append(r.low, slices.Min(medians)), append(r.high, slices.Max(medians))
 	}
 	return middles, r
 }

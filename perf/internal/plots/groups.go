@@ -4,6 +4,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"ironspan/perf/internal/result"
@@ -84,7 +85,7 @@ func (g group) title(without ...string) string {
 	common := shared(g.series)
 	for _, label := range slices.Sorted(maps.Keys(common)) {
 		if !slices.Contains(without, label) {
-			words = append(words, label+" "+common[label])
+			words = append(words, said(label, common[label]))
 		}
 	}
 	return strings.Join(words, ", ")
@@ -99,13 +100,21 @@ func (g group) short(s *result.Series, without ...string) string {
 	common := shared(g.series)
 	for _, label := range slices.Sorted(maps.Keys(s.Labels)) {
 		if _, found := common[label]; !found && !slices.Contains(without, label) {
-			words = append(words, label+" "+s.Labels[label])
+			words = append(words, said(label, s.Labels[label]))
 		}
 	}
 	if len(words) == 0 {
 		return s.Name
 	}
 	return strings.Join(words, ", ")
+}
+
+// said is a label with its value, in units if it is a number of something.
+func said(label, value string) string {
+	if x, err := strconv.ParseFloat(value, 64); err == nil {
+		value = labelFormat(label)(x)
+	}
+	return label + " " + value
 }
 
 func (g group) oneName() bool {

@@ -84,7 +84,7 @@ func made() *result.Run {
 			}
 		}
 	}
-	for _, us := range []float64{5, 10, 20, 50, 100, 200, 500, 1000} {
+	for _, us := range []float64{0, 5, 10, 20, 50, 100, 200, 500, 1000} {
 		rec := r.Record("tenure/throughput", result.Rate, result.Labels{"tenure": fmt.Sprint(us * 1000)})
 		for range 5 {
 			rec.Value(scattered(2e6*us/(us+60), 0.05))
