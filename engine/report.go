@@ -37,6 +37,7 @@ func (n *node) report() *control.Report {
 		r.Counters["faults"] += snap.Faults
 		r.Counters["zero_pages_sent"] += snap.ZeroPages
 		r.Counters["shard_sleeps"] += snap.Sleeps
+		r.Counters["blocks_split"] += snap.Split.Count
 		for _, h := range snap.Hot {
 			if len(r.HotPages) < hotReported {
 				r.HotPages = append(r.HotPages, control.HotPage{
@@ -60,6 +61,7 @@ func (n *node) report() *control.Report {
 			r.Verbs[v.String()] = o
 		}
 	}
+	r.Counters["huge_page_bytes"] = n.memory.ram.HugeBytes()
 	n.reportVCPUs(r)
 	r.Counters["lane_ipis_sent"] = n.lane.sentIPIs.Load()
 	r.Counters["lane_ipis_received"] = n.lane.recvIPIs.Load()

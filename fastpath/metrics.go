@@ -38,6 +38,7 @@ func (k FaultKind) String() string {
 type Metrics struct {
 	Latency   [FaultKinds]Histogram // ns from reading the fault to resuming the vCPU, for the first that waits for a page
 	Install   Histogram             // of that, ns from taking in the last message (or the fault, if served locally)
+	Split     Histogram             // ns to split a block that was mapped whole, within the service of the first fault in it
 	Faults    atomic.Uint64         // faults read from the userfaultfd, followers included
 	ZeroPages atomic.Uint64         // pages sent as a flag
 	Leftovers atomic.Uint64         // frames or mappings that were in the way

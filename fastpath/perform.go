@@ -23,8 +23,10 @@ func (s *Shard) perform(now int64) {
 		case coherence.OpSendPage:
 			s.sendPage(a)
 		case coherence.OpProtect:
+			s.split(a.Page)
 			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
 		case coherence.OpUnmap:
+			s.split(a.Page)
 			s.check("unmap", a.Page, s.ram.Unmap(a.Page))
 			if s.forget != nil {
 				s.check("forget", a.Page, s.forget(a.Page))

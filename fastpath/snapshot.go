@@ -14,6 +14,7 @@ import (
 type Snapshot struct {
 	Latency   map[string]HistogramSnapshot `json:"latency"` // by FaultKind
 	Install   HistogramSnapshot            `json:"install"`
+	Split     HistogramSnapshot            `json:"split"` // one for each block that was split
 	Faults    uint64                       `json:"faults"`
 	ZeroPages uint64                       `json:"zero_pages"`
 	Leftovers uint64                       `json:"leftovers"`
@@ -34,7 +35,7 @@ func (s *Shard) Metrics() *Metrics { return &s.metrics }
 func (s *Shard) Snapshot() Snapshot {
 	m := &s.metrics
 	snap := Snapshot{
-		Latency: make(map[string]HistogramSnapshot, FaultKinds), Install: m.Install.Snapshot(),
+		Latency: make(map[string]HistogramSnapshot, FaultKinds), Install: m.Install.Snapshot(), Split: m.Split.Snapshot(),
 		Faults: m.Faults.Load(), ZeroPages: m.ZeroPages.Load(), Leftovers: m.Leftovers.Load(), Remapped: m.Remapped.Load(),
 		Rounds: m.Rounds.Load(), Spins: m.Spins.Load(), Sleeps: m.Sleeps.Load(),
 		Fabric: s.ep.Stats().Snapshot(),

@@ -1,0 +1,14 @@
+package fastpath
+
+import "ironspan/engine/wire"
+
+// split maps the pages around page one by one if they are mapped as one, as those of a home range are until one of them
+// is wanted elsewhere. It comes before page's right goes: the agent then never hears of the others.
+func (s *Shard) split(page wire.PFN) {
+	if !s.ram.Whole(page) {
+		return
+	}
+	start := s.clock()
+	s.check("split the mapping around", page, s.ram.Split(s.u, page))
+	s.metrics.Split.Record(s.clock() - start)
+}
