@@ -159,6 +159,7 @@ func (s *Shard) wakeWaiters(a *coherence.Action) {
 		s.check("unprotect", a.Page, s.u.WriteProtect(addr, wire.PageSize, false))
 		return
 	}
+	s.split(a.Page) // the kernel has lost the mapping of all of them
 	errno := s.u.Continue(addr, wire.PageSize, a.Mode == wire.Shared)
 	if errno == unix.EFAULT && s.ram.IsHome(a.Page) {
 		s.makeResident(a.Page)

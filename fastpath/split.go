@@ -3,7 +3,8 @@ package fastpath
 import "ironspan/engine/wire"
 
 // split maps the pages around page one by one if they are mapped as one, as those of a home range are until one of them
-// is wanted elsewhere. It comes before page's right goes: the agent then never hears of the others.
+// is wanted elsewhere: this node has all of them in M. It comes before page's right goes, so that the agent never hears
+// of the others.
 func (s *Shard) split(page wire.PFN) {
 	if !s.ram.Whole(page) {
 		return

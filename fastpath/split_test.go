@@ -52,3 +52,26 @@ func TestSplit(t *testing.T) {
 		}
 	}
 }
+
+// TestLostBlock has the kernel drop the mapping of a block. The first fault on one of its pages brings all of them back.
+func TestLostBlock(t *testing.T) {
+	ns := cluster(t, layout{nodes: 2, shards: 1, pages: 512, slots: 4, poll: Event, continueWP: true})
+	if !ns[0].ram.Whole(0) {
+		t.Skip("the host gives no huge pages")
+	}
+	defer guard(t, ns, 30*time.Second)()
+	a := touch(t, ns[0])
+	for p := range wire.PFN(512) {
+		mustWrite(t, a, p, 0, uint64(p))
+	}
+	if errno := ns[0].ram.Unmap(9); errno != 0 {
+		t.Fatal(errno)
+	}
+	for p := range wire.PFN(512) {
+		mustRead(t, a, p, 0, uint64(p))
+		mustWrite(t, a, p, 0, 1)
+	}
+	if s := ns[0].shards[0].Snapshot(); s.Faults != 1 || s.Split.Count != 1 {
+		t.Errorf("%d faults, %d blocks split, want one of each", s.Faults, s.Split.Count)
+	}
+}
