@@ -56,7 +56,7 @@ func TestSplit(t *testing.T) {
 // TestLostBlock has the kernel drop the mapping of a block. The first fault on one of its pages brings all of them back.
 func TestLostBlock(t *testing.T) {
 	ns := cluster(t, layout{nodes: 2, shards: 1, pages: 512, slots: 4, poll: Event, continueWP: true})
-	if !ns[0].ram.Whole(0) {
+	if ns[0].ram.HugeBytes() == 0 {
 		t.Skip("the host gives no huge pages")
 	}
 	defer guard(t, ns, 30*time.Second)()
