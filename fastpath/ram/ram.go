@@ -225,8 +225,8 @@ func (r *RAM) Memory() fabric.Memory {
 	return fabric.Memory{Addr: addressOf(r.service), Len: r.cfg.Size, FD: r.fd}
 }
 
-// Unmap takes page, which must not be part of a whole block, out of the guest view. When it returns, no thread and no vCPU can access it any more; its
-// frame stays. Waiters are not woken.
+// Unmap takes page, which must not be part of a whole block, out of the guest view. When it returns, no thread and no
+// vCPU can access it any more; its frame stays. Waiters are not woken.
 func (r *RAM) Unmap(page wire.PFN) unix.Errno {
 	return drop(r.GuestAddr(page), wire.PageSize)
 }
