@@ -176,3 +176,26 @@ func TestNarrowStripesAreRefused(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// TestHostGivesNoHugePages: then everything is as with small pages.
+func TestHostGivesNoHugePages(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+		t.Skip(err)
+	}
+	defer func() {
+		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	const blocks = refusals + 2
+	r := newRAM(t, blocks*blockSize, fabric.Span{Last: blocks * blockSize})
+	if err := r.Populate(nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := wholeBytes(t, r.GuestView(), r.Size()); n != 0 || r.HugeBytes() != 0 || r.Whole(0) {
+		t.Errorf("%d bytes are mapped whole, %d by our count", n, r.HugeBytes())
+	}
+	if n := resident(t, r); n != r.Size() {
+		t.Errorf("%d bytes resident, want %d", n, r.Size())
+	}
+}
