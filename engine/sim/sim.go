@@ -53,11 +53,15 @@ type Config struct {
 	Workload Workload
 	Zeros    float64 // share of the writes that leave a page of zeros
 
-	// A message takes Latency[0] to Latency[1]; a fault takes FaultLatency to get to its agent, and a vCPU
-	// the same to get going again.
+	// A packet takes a time about Latency, as Spread has it. A fault takes up to FaultLatency to get to its agent, and a
+	// vCPU the same to get going again. An agent takes Service for each input, and takes them one at a time.
 	Latency      [2]time.Duration
+	Spread       Spread
 	FaultLatency time.Duration
+	Service      time.Duration
 	Clogged      float64       // share of the links that are ten times slower
+	Slow         float64       // share of the nodes where everything takes SlowBy times as long
+	SlowBy       int           // 0: 1
 	Idle         float64       // share of the messages upon which the node's vCPUs count as halted, or as running again
 	Evict        float64       // share of the messages upon which the node gives back a page, any one
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
@@ -130,7 +134,7 @@ type event struct {
 	peer  int    // land, message: who sent it; learn: who is lost
 	nth   uint64 // land, message: packet of its link
 	val   uint64 // land
-	from  *node  // land: whose home frame is read only now
+	late  bool   // land: the peer's home frame is read only now
 	msg   wire.Message
 	chain int // messages of its transaction that led to this one, itself included
 }
@@ -143,6 +147,7 @@ const (
 	evLand                // a one-sided write arrives
 	evMessage             // a message arrives
 	evTick                // the agent's deadline
+	evServe               // the agent takes the next input
 	evCrash
 	evBreak
 	evLearn // a node learns that it has lost a peer
@@ -167,7 +172,7 @@ func Run(cfg Config) (*Result, error) {
 		for i := range row {
 			row[i].slow = 1
 			if c.rng.Float64() < cfg.Clogged {
-				row[i].slow = 10
+				row[i].slow = cloggedBy
 			}
 		}
 		c.links = append(c.links, row)
@@ -224,18 +229,16 @@ func (c *cluster) loop() {
 			if !n.stopped {
 				c.run(n, e.vcpu)
 			}
-		case evFault:
-			c.fault(n, e.page, e.flag)
 		case evLand:
 			c.landed(n, &e)
 		case evMessage:
 			if c.arrives(&e) {
-				c.message(n, &e.msg, e.chain)
+				c.input(n, &e)
 			}
-		case evTick:
-			n.tickAt = math.MaxInt64
-			n.agent.Tick(c.now)
-			c.perform(n)
+		case evFault, evTick:
+			c.input(n, &e)
+		case evServe:
+			c.serve(n)
 		case evCrash:
 			c.crash(n)
 		case evBreak:
@@ -252,6 +255,41 @@ func (c *cluster) loop() {
 func (c *cluster) fail(format string, args ...any) {
 	if c.err == nil {
 		c.err = fmt.Errorf(format, args...)
+	}
+}
+
+// input gives an agent something to do: at once, or in its turn if that takes time.
+func (c *cluster) input(n *node, e *event) {
+	if c.cfg.Service == 0 {
+		c.take(n, e)
+		return
+	}
+	if n.inbox = append(n.inbox, *e); len(n.inbox) == 1 {
+		c.plan(int64(c.cfg.Service)*n.slow, event{what: evServe, node: n.id})
+	}
+}
+
+// serve ends an agent's work at the first input, and begins that at the next.
+func (c *cluster) serve(n *node) {
+	e := n.inbox[0]
+	if n.inbox = n.inbox[1:]; len(n.inbox) > 0 {
+		c.plan(int64(c.cfg.Service)*n.slow, event{what: evServe, node: n.id})
+	}
+	if e.what != evMessage || !c.links[e.peer][n.id].deaf {
+		c.take(n, &e)
+	}
+}
+
+func (c *cluster) take(n *node, e *event) {
+	switch e.what {
+	case evFault:
+		c.fault(n, e.page, e.flag)
+	case evMessage:
+		c.message(n, &e.msg, e.chain)
+	case evTick:
+		n.tickAt = math.MaxInt64
+		n.agent.Tick(c.now)
+		c.perform(n)
 	}
 }
 
@@ -278,7 +316,7 @@ func (c *cluster) transmit(from, to int, e event) {
 	}
 	l.sent++
 	e.peer, e.nth = from, l.sent
-	at := max(c.now+c.between(c.cfg.Latency[0], c.cfg.Latency[1])*l.slow, l.arrival)
+	at := max(c.now+c.latency()*l.slow, l.arrival)
 	l.arrival = at
 	if l.doomed {
 		c.plan(c.rng.Int64N(at-c.now+1), event{what: evBreak, node: from, peer: to})
@@ -286,6 +324,9 @@ func (c *cluster) transmit(from, to int, e event) {
 	e.node = to
 	c.plan(at-c.now, e)
 }
+
+// pace is a random time from lo to hi, as the node goes.
+func (c *cluster) pace(n *node, lo, hi time.Duration) int64 { return c.between(lo, hi) * n.slow }
 
 // events is a heap by time and order of planning.
 type events []event

@@ -73,22 +73,32 @@ func TestSim(t *testing.T) {
 	}
 }
 
-// TestManyNodes has as many nodes as a VM can have, all after the same few pages.
+// TestManyNodes has as many nodes as a VM can have, all after the same few pages; and after thousands, with more of them
+// than a node may cache.
 func TestManyNodes(t *testing.T) {
-	cfg := Random(3)
-	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = wire.MaxNodes, 1, 40, 2
-	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
-	cfg.Homes = nil
-	for n := range cfg.Nodes {
-		cfg.Homes = append(cfg.Homes, coherence.Range{First: wire.PFN(n), Last: wire.PFN(n + 1)})
-	}
-	ops := make([]Access, 1)
-	cfg.Workload = func(rng *rand.Rand, _, _, _ int) ([]Access, time.Duration) {
-		ops[0] = Access{Page: wire.PFN(21 * rng.IntN(4)), Write: rng.IntN(8) == 0}
-		return ops, 5 * time.Microsecond
-	}
-	if _, err := Run(cfg); err != nil {
-		t.Fatal(err)
+	for _, x := range []struct{ each, stride, pages, cache, ops int }{
+		{each: 1, stride: 21, pages: 4, ops: 40},
+		{each: 64, stride: 1, pages: 64 * wire.MaxNodes, cache: 64, ops: 200},
+	} {
+		cfg := Random(3)
+		cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = wire.MaxNodes, 1, x.ops, 2
+		cfg.Shard, cfg.Shards, cfg.StripeShift, cfg.Cache = 0, 1, 0, x.cache
+		cfg.Homes, cfg.Crash, cfg.Break = nil, nil, nil
+		for n := range cfg.Nodes {
+			cfg.Homes = append(cfg.Homes, coherence.Range{First: wire.PFN(n * x.each), Last: wire.PFN((n + 1) * x.each)})
+		}
+		ops := make([]Access, 1)
+		cfg.Workload = func(rng *rand.Rand, _, _, _ int) ([]Access, time.Duration) {
+			ops[0] = Access{Page: wire.PFN(x.stride * rng.IntN(x.pages)), Write: rng.IntN(8) == 0}
+			return ops, 5 * time.Microsecond
+		}
+		r, err := Run(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if evicted := r.Stats[0].EvictionsClean; (evicted > 0) != (x.cache > 0) {
+			t.Errorf("%d pages, %d of them cached: %d clean evictions", x.pages, x.cache, evicted)
+		}
 	}
 }
 

@@ -31,7 +31,7 @@ func (c *cluster) run(n *node, id int) {
 		v.has = true
 		v.tries = 0
 		if think > 0 {
-			c.plan(c.between(0, 2*think), event{what: evRun, node: n.id, vcpu: id})
+			c.plan(c.pace(n, 0, 2*think), event{what: evRun, node: n.id, vcpu: id})
 			return
 		}
 	}
@@ -44,7 +44,7 @@ func (c *cluster) run(n *node, id int) {
 			v.blocked = true
 			v.page = x.Page
 			v.tries++
-			c.plan(c.between(1, c.cfg.FaultLatency), event{what: evFault, node: n.id, page: x.Page, flag: x.Write})
+			c.plan(c.pace(n, 1, c.cfg.FaultLatency), event{what: evFault, node: n.id, page: x.Page, flag: x.Write})
 			return
 		}
 	}
@@ -82,7 +82,7 @@ func (c *cluster) wake(n *node, page wire.PFN) {
 	for i := range n.vcpus {
 		if v := &n.vcpus[i]; v.blocked && v.page == page {
 			v.blocked = false
-			c.plan(c.between(1, c.cfg.FaultLatency), event{what: evRun, node: n.id, vcpu: i})
+			c.plan(c.pace(n, 1, c.cfg.FaultLatency), event{what: evRun, node: n.id, vcpu: i})
 		}
 	}
 }
