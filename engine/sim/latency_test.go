@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestLatency: each distribution has its median and its tail where its description says, and none goes beyond the bound.
+// TestLatency: each distribution has its median and its tail where its description says, and none goes beyond the
+// bound.
 func TestLatency(t *testing.T) {
 	const draws = 100_000
 	for _, want := range []struct {

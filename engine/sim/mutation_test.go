@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// mutants are bugs put into engine/coherence, each by replacing the one place in a file where old stands.
-var mutants = []struct{ name, file, old, new string }{
+// mutants are bugs, each put in by replacing the one place in a file of engine/coherence where old stands. Without another
+// name it is TestSim that has to find it.
+var mutants = []struct{ name, file, old, new, test string }{
 	{
 		"requester does not wait for acknowledgements", "requester.go",
 		"if r.got&need == need {", "if true {",

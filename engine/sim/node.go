@@ -158,9 +158,11 @@ func (c *cluster) act(n *node, a *coherence.Action) {
 	case coherence.OpSendPage:
 		c.sendPage(n, a, guest)
 	case coherence.OpProtect:
+		c.drainNode(n)
 		c.expect(n, a, guest == wire.Modified)
 		n.guest[a.Page] = wire.Shared
 	case coherence.OpUnmap:
+		c.drainNode(n)
 		c.expect(n, a, guest != wire.None)
 		n.guest[a.Page] = wire.None
 	case coherence.OpDiscard:

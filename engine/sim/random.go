@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ironspan/engine/coherence"
+	"ironspan/engine/litmus"
 	"ironspan/engine/wire"
 )
 
@@ -43,8 +44,13 @@ func Random(seed uint64) Config {
 	cfg.Prefetch = min(cfg.Slots, []int{0, 2, 16}[rng.IntN(3)])
 	cfg.Evict = []float64{0, 0, 0.05, 0.3}[rng.IntN(4)]
 	cfg.Cache = []int{0, 0, 1 + rng.IntN(4), 1 + rng.IntN(16)}[rng.IntN(4)]
+	cfg.History = cfg.Nodes*cfg.VCPUs <= 12 && rng.IntN(3) == 0
 	cfg.Ops = accesses / (cfg.Nodes * cfg.VCPUs)
-	cfg.Workload = workload(rng, &cfg, memory(rng, &cfg, rangeMax))
+	pages := memory(rng, &cfg, rangeMax)
+	cfg.Workload = workload(rng, &cfg, pages)
+	if rng.IntN(8) == 0 {
+		litmusTest(rng, &cfg, pages)
+	}
 	if rng.IntN(6) == 0 {
 		failures(rng, &cfg)
 	}
@@ -70,7 +76,8 @@ func memory(rng *rand.Rand, cfg *Config, rangeMax int) (pages []wire.PFN) {
 	return pages
 }
 
-// workload draws what vCPUs do: accesses to any of the first few pages, or mostly to a few of many, or runs through them.
+// workload draws what vCPUs do: accesses to any of the first few pages, or mostly to a few of many, or runs through
+// them.
 func workload(rng *rand.Rand, cfg *Config, pages []wire.PFN) Workload {
 	writes := 0.1 + 0.8*rng.Float64()
 	think := time.Duration(rng.IntN(20)) * time.Microsecond
@@ -103,6 +110,43 @@ func workload(rng *rand.Rand, cfg *Config, pages []wire.PFN) Workload {
 	return func(rng *rand.Rand, _, _, _ int) ([]Access, time.Duration) {
 		return one(rng, pages[rng.IntN(len(pages))])
 	}
+}
+
+// litmusTest draws a shape and where its threads and variables are, if there is room for them, for a cluster of which
+// the rest is drawn.
+func litmusTest(rng *rand.Rand, cfg *Config, pages []wire.PFN) {
+	l := &Litmus{
+		Shape: &litmus.Shapes[rng.IntN(len(litmus.Shapes))], Rounds: 30,
+		Buffers: rng.IntN(4) > 0, Retire: logUniform(rng.Float64(), 100*time.Nanosecond, 100*time.Microsecond),
+	}
+	if len(pages) < 2*litmus.MaxVars {
+		return
+	}
+	variable := map[wire.PFN]bool{}
+	for v := range l.Shape.Vars() {
+		l.Pages[v] = [2]wire.PFN{pages[2*v], pages[2*v+1]}
+		l.Split[v] = l.Buffers && !l.Shape.Locked() && rng.IntN(4) == 0
+		variable[pages[2*v]], variable[pages[2*v+1]] = true, true
+	}
+	threads := len(l.Shape.Threads)
+	cfg.VCPUs = max(cfg.VCPUs, (threads+cfg.Nodes-1)/cfg.Nodes)
+	apart := cfg.Nodes
+	if rng.IntN(3) == 0 { // all on one node, where store buffers show
+		cfg.VCPUs, apart = max(cfg.VCPUs, threads), 1
+	}
+	for _, n := range rng.Perm(apart * cfg.VCPUs)[:threads] {
+		l.Threads = append(l.Threads, Place{n % apart, n / apart})
+	}
+	if cfg.Cache > 0 && l.Split != (litmus.Split{}) {
+		cfg.Cache = max(cfg.Cache, 4*cfg.VCPUs) // an instruction that stores to two pages needs both at a time
+	}
+	others := cfg.Workload
+	cfg.Workload = func(rng *rand.Rand, node, vcpu, n int) ([]Access, time.Duration) {
+		ops, think := others(rng, node, vcpu, n)
+		ops[0].Write = ops[0].Write && !variable[ops[0].Page]
+		return ops, think
+	}
+	cfg.Litmus, cfg.History, cfg.Ops = l, false, cfg.Ops/4
 }
 
 // failures draws one failure, or two, at times from the beginning to after most runs' end.

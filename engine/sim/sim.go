@@ -1,13 +1,17 @@
 // Package sim drives a cluster of coherence.Agents, the same objects that serve a real VM, through seeded
 // random runs, and checks after every step what must always hold.
 //
-// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair
-// and FIFO like a queue pair, whose random latencies let messages of different pairs overtake each other at
-// will. Each node performs its agent's actions as a driver would, with a page's bytes standing in as one
-// word: guest mappings, home frames, cached frames, receive slots, one-sided writes that land before the
-// message behind them. Virtual CPUs read and write at random, fault where their mapping does not let them,
-// and refault when they are woken; their fault events can be stale by the time the agent sees them. Nodes crash and queue
-// pairs break with packets on them, which ends the VM: until then, and afterwards, nobody may read anything wrong.
+// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair and FIFO
+// like a queue pair, whose random latencies let messages of different pairs overtake each other at will. Each node
+// performs its agent's actions as a driver would, with a page's bytes standing in as one word: guest mappings, home
+// frames, cached frames, receive slots, one-sided writes that land before the message behind them. Virtual CPUs read
+// and write at random, fault where their mapping does not let them, and refault when they are woken; their fault events
+// can be stale by the time the agent sees them. Nodes crash and queue pairs break with packets on them, which ends the
+// VM: until then, and afterwards, nobody may read anything wrong.
+//
+// The simulator knows what each read has to see, and checks that. Two judges do not know, and see nothing but what
+// vCPUs did: porcupine looks for an order of each page's accesses (History), and engine/litmus says which outcomes
+// x86-TSO lets small programs have, which some vCPUs run, with store buffers or without (Litmus).
 //
 // Everything that is random comes from the seed, so a failed run is replayed by its seed.
 package sim
@@ -67,6 +71,15 @@ type Config struct {
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
 
+	// History has porcupine judge the vCPUs' accesses, for which there should not be too many on a page at a time.
+	History bool
+
+	// Litmus, if not nil, has some of the vCPUs run threads that tell memory models apart.
+	Litmus *Litmus
+
+	// Blind switches off what the simulator checks with its own knowledge, for tests of the judges that have none.
+	Blind bool
+
 	// What fails. From the failure until each end of a broken link learns of it, and from the first to learn until
 	// each node has stopped its vCPUs, it takes Detect[0] to Detect[1].
 	Crash  []Crash
@@ -85,28 +98,32 @@ type Result struct {
 	Stats    []coherence.Stats
 	HotPages []coherence.HotPage // up to 32 of each home
 
-	Failed    bool // somebody noticed a failure, which ended the VM
+	Histories Histories
+	Outcomes  *Outcomes // of Litmus
+	Failed    bool      // somebody noticed a failure, which ended the VM
 	Aftermath Aftermath
 }
 
 // cluster is a run.
 type cluster struct {
-	cfg    Config
-	rng    *rand.Rand
-	now    int64
-	queue  events
-	seq    uint64
-	nodes  []*node
-	links  [][]link // from, to
-	homes  []*node  // by page
-	truth  []uint64 // by page: what a read of it has to see
-	last   uint64   // last value written
-	busy   int      // vCPUs that are not done
-	failed bool     // something has failed: the VM is about to end, or has
-	ending bool     // and somebody knows
-	costs  costs
-	result Result
-	err    error
+	cfg     Config
+	rng     *rand.Rand
+	now     int64
+	queue   events
+	seq     uint64
+	nodes   []*node
+	links   [][]link // from, to
+	homes   []*node  // by page
+	truth   []uint64 // by page: what a read of it has to see
+	last    uint64   // last value written
+	busy    int      // vCPUs that are not done
+	history history  // if wanted
+	trial   *trial   // likewise
+	failed  bool     // something has failed: the VM is about to end, or has
+	ending  bool     // and somebody knows
+	costs   costs
+	result  Result
+	err     error
 }
 
 type link struct {
@@ -147,6 +164,7 @@ const (
 	evLand                // a one-sided write arrives
 	evMessage             // a message arrives
 	evTick                // the agent's deadline
+	evRetire              // a store leaves its buffer, perhaps
 	evServe               // the agent takes the next input
 	evCrash
 	evBreak
@@ -162,6 +180,9 @@ func Run(cfg Config) (*Result, error) {
 	}
 	c.truth = make([]uint64, cfg.Homes[cfg.Nodes-1].Last)
 	c.homes = make([]*node, len(c.truth))
+	if cfg.History {
+		c.history = make(history, len(c.truth))
+	}
 	for n := range cfg.Nodes {
 		if err := c.addNode(n); err != nil {
 			return nil, err
@@ -177,6 +198,9 @@ func Run(cfg Config) (*Result, error) {
 		}
 		c.links = append(c.links, row)
 	}
+	if cfg.Litmus != nil {
+		c.addTrial()
+	}
 	c.planFailures()
 	c.loop()
 	c.result.Time = time.Duration(c.now)
@@ -191,6 +215,9 @@ func Run(cfg Config) (*Result, error) {
 	}
 	c.result.Kinds = c.costs.sum()
 	c.result.Failed = c.ending
+	if c.err == nil {
+		c.result.Histories, c.err = c.history.judge()
+	}
 	if c.err != nil {
 		return &c.result, fmt.Errorf("sim: at %v, event %d: %w", time.Duration(c.now), c.result.Events, c.err)
 	}
@@ -245,15 +272,18 @@ func (c *cluster) loop() {
 			c.breakUnderWay(n.id, e.peer)
 		case evLearn:
 			c.learn(n, e.peer)
+		case evRetire:
+			c.retire(n, e.vcpu)
 		case evStop:
+			c.drainNode(n)
 			n.stopped = true
 		}
 	}
 }
 
-// fail notes the first violation.
+// fail notes the first violation that the simulator itself sees.
 func (c *cluster) fail(format string, args ...any) {
-	if c.err == nil {
+	if c.err == nil && !c.cfg.Blind {
 		c.err = fmt.Errorf(format, args...)
 	}
 }
