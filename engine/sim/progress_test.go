@@ -131,7 +131,7 @@ func TestCosts(t *testing.T) {
 	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = 4, 2, 2000, 8
 	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
 	cfg.ReadAsWrite, cfg.WalksWrite, cfg.Migratory, cfg.Prefetch = false, false, false, 0
-	cfg.Zeros, cfg.Evict, cfg.Cache = 0, 0, 0
+	cfg.Zeros, cfg.Evict, cfg.Cache = 0, 0.02, 0
 	cfg.Crash, cfg.Break = nil, nil
 	cfg.Tenure = coherence.Tenure{}
 	cfg.Homes = nil
@@ -162,6 +162,7 @@ func TestCosts(t *testing.T) {
 		"Upgrade, no data, from home": {2, 2}, "Upgrade, no data, sharers": {7, 3},
 		"Upgrade, lost its copy, from owner": {4, 3}, "Upgrade, lost its copy, sharers": {7, 3},
 		"Upgrade, lost its copy, from home": {2, 2},
+		"Put, by owner":                     {3, 3}, "Put, by sharer": {3, 3}, "Put, too late": {2, 2},
 	}
 	const rare = "Upgrade, lost its copy, sharers" // somebody reads between the writer it lost to and itself
 	seen := map[string]bool{}
