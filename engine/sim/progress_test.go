@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -150,6 +151,12 @@ func TestCosts(t *testing.T) {
 	if testing.Verbose() {
 		if err := r.Kinds.Write(os.Stdout); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for i, k := range r.Kinds.Add(nil).Add(r.Kinds) {
+		one := r.Kinds[i]
+		if k.Count != 2*one.Count || math.Abs(k.Messages-one.Messages) > 1e-9 || k.MaxHops != one.MaxHops {
+			t.Errorf("twice the same is %+v, once is %+v", k, one)
 		}
 	}
 	most := map[string]struct {
