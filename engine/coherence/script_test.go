@@ -28,6 +28,7 @@ var rewrite = flag.Bool("rewrite", false, "write the outputs of the scripts in t
 //	> zero PAGE / nonzero PAGE  the page is, or is not, full of zeros from now on
 //	> inject FROM->TO KIND page=.. txn=.. slot=.. requester=.. mode=.. flags=.. acks=.. arg0=.. arg1=.. epoch=..
 //	> show PAGE                 directory and rights
+//	> lose NODE...              what those that are left say of their pages: nothing changes
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("testdata", "*.txt"))
 	if err != nil || len(files) == 0 {
@@ -187,6 +188,16 @@ func (c *cluster) command(t *testing.T, f []string) {
 		verdict(c.step(to, &m))
 	case "show":
 		c.show(wire.PFN(number(t, f[1])))
+	case "lose":
+		lost := uint64(0)
+		for _, n := range f[1:] {
+			lost |= 1 << number(t, n)
+		}
+		for n, a := range c.agents {
+			if lost>>n&1 == 0 {
+				a.Losses(lost, func(r Range, f Fate) { fmt.Fprintf(&c.log, "  %d: %d to %d %v\n", n, r.First, r.Last-1, f) })
+			}
+		}
 	default:
 		t.Fatalf("no command %q", f[0])
 	}
