@@ -1,0 +1,76 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"ironspan/engine/control"
+	"ironspan/engine/spec"
+	"ironspan/engine/wire"
+	"ironspan/kvmhost"
+	"ironspan/kvmhost/devices"
+	"ironspan/kvmhost/minivm"
+)
+
+// TestLosses: a guest at node 0 writes some of node 1's pages and reads others. Without node 1 those are what is left of
+// its memory; without node 0 the written ones are lost with it. The pages lie in stripes of both shards.
+func TestLosses(t *testing.T) {
+	const far = spec.MinBootMemory / wire.PageSize
+	written := []uint64{far, far + 41, far + 40, far + 700, far + 4000} // none ahead of which others are asked for
+	read := []uint64{far + 90, far + 900}
+	a := minivm.NewAsm()
+	for _, page := range written {
+		a.MovImm(minivm.RBX, page*wire.PageSize).Store(minivm.RBX, 8, minivm.RBX)
+	}
+	for _, page := range read {
+		a.MovImm(minivm.RBX, page*wire.PageSize).Load(minivm.RAX, minivm.RBX, 8)
+	}
+	set := func(pages ...uint64) control.PageSet {
+		var runs []control.PageRun
+		for _, p := range pages {
+			runs = append(runs, control.PageRun{First: wire.PFN(p), Pages: 1})
+		}
+		return control.NewPageSet(runs, 0)
+	}
+	a.MovImm(minivm.RAX, 1<<5|devices.SleepTypeS5<<2).Out8(devices.SleepControl).Label("end").Pause().Jmp("end")
+
+	l := newLocal(t, 2)
+	l.plan.Shards = 2
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := errors.Join(l.prepare(ctx, 2, minivm.Kernel(a.Bytes()))...); err != nil {
+		if errors.Is(err, kvmhost.ErrNotSupported) {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	for i := len(l.machines) - 1; i >= 0; i-- {
+		if err := l.machines[i].Start(ctx); err != nil {
+			t.Errorf("start of node %d: %v", i, err)
+		}
+	}
+	if o := l.machines[0].Wait(ctx); o.Kind != control.PoweredOff {
+		t.Errorf("node 0 ended: %v", o)
+	}
+	for i, want := range []control.LossPart{
+		{Kept: set(slices.Concat(written, read)...)},
+		{Lost: set(written...)},
+	} {
+		got, err := l.machines[i].Losses(ctx, []wire.NodeID{wire.NodeID(1 - i)})
+		if err != nil || !reflect.DeepEqual(*got, want) {
+			t.Errorf("node %d says %+v, %v; want %+v", i, got, err, want)
+		}
+		if _, err := l.machines[i].Report(ctx); err != nil {
+			t.Errorf("and does not report: %v", err)
+		}
+	}
+	l.release(0)
+	l.release(1)
+	if _, err := l.machines[0].Losses(ctx, nil); !errors.Is(err, errIdle) {
+		t.Errorf("losses after release: %v", err)
+	}
+}
