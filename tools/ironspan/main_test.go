@@ -19,8 +19,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// The command in scripts is the real one but for the machine, which does what the guest's command line says.
-	newMachine = func(o engine.Options) control.Machine { return &controltest.Machine{Listener: o.Listener} }
+	// The command in scripts is the real one but for the machine, which does what the guest's command line says; unless
+	// the script has a guest of its own, whose page tables stay as they are.
+	newMachine = func(o engine.Options) control.Machine {
+		if os.Getenv("IRONSPAN_TEST_GUEST") != "" {
+			o.StaticTables = true
+			return engine.New(o)
+		}
+		return &controltest.Machine{Listener: o.Listener}
+	}
 	testscript.Main(m, map[string]func(){"ironspan": main})
 }
 
@@ -32,7 +39,16 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			e.Setenv("TMPDIR", filepath.Join(e.WorkDir, "tmp"))
+			if err := os.WriteFile(filepath.Join(e.WorkDir, "guest"), lossGuest(), 0o600); err != nil {
+				return err
+			}
 			return os.MkdirAll(filepath.Join(e.WorkDir, "tmp"), 0o700)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "guest" {
+				return false, fmt.Errorf("no condition %q", cond)
+			}
+			return runsGuests(), nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":     cmdStatus,
@@ -43,6 +59,7 @@ func TestScripts(t *testing.T) {
 			"freeport":   cmdFreePort,
 			"replace":    cmdReplace,
 			"killparent": cmdKillParent,
+			"losses":     cmdLosses,
 		},
 	})
 }
