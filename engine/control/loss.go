@@ -138,7 +138,7 @@ type Losses struct {
 	Uncertain uint64        `json:"uncertain"`         // something was under way for them, and it cannot be told
 	AtMost    bool          `json:"at_most,omitempty"` // some of Pages may have been kept by nodes that did not say
 	Silent    []wire.NodeID `json:"silent,omitempty"`  // nodes that are left and did not say; nothing is known of their pages
-	Memory    []MemoryLoss  `json:"memory,omitempty"`  // by home: where something was lost, or may have been
+	Memory    []MemoryLoss  `json:"memory,omitempty"`  // by home: the lost nodes, and others whose pages were with them
 }
 
 // MemoryLoss is what was lost of the pages that are homed at one node.
@@ -187,7 +187,7 @@ func mergeLosses(plan *spec.Plan, lost []wire.NodeID, parts map[wire.NodeID]*Los
 			m.Lost, m.Cut = p.Lost.Pages, p.Lost.Cut
 		}
 		m.Uncertain = unsure.pages()
-		if m.Lost == 0 && m.Uncertain == 0 {
+		if m.Lost == 0 && m.Uncertain == 0 && !slices.Contains(lost, node) {
 			continue
 		}
 		m.LostRanges = gone.gpas(&m.Cut)
@@ -205,6 +205,7 @@ func (l *Losses) String() string {
 		return "no page was lost: every node still answers"
 	}
 	var b strings.Builder
+	l.nameLost(&b)
 	if l.Pages == 0 {
 		b.WriteString("no page was lost")
 		if len(l.Silent) > 0 {
@@ -232,6 +233,21 @@ func (l *Losses) String() string {
 		fmt.Fprintf(&b, "; node %d does not say what it has", n)
 	}
 	return b.String()
+}
+
+// nameLost says which nodes are lost.
+func (l *Losses) nameLost(b *strings.Builder) {
+	var who []string
+	for _, m := range l.Memory {
+		if slices.Contains(l.Nodes, m.Node) {
+			who = append(who, fmt.Sprintf("%d (%s)", m.Node, m.Name))
+		}
+	}
+	if len(who) == 1 {
+		fmt.Fprintf(b, "node %s is lost; ", who[0])
+		return
+	}
+	fmt.Fprintf(b, "nodes %s are lost; ", strings.Join(who, ", "))
 }
 
 // describe says whose memory the lost pages are, that of lost nodes first, and where the first of them are.

@@ -51,7 +51,7 @@ func TestMergeLosses(t *testing.T) {
 		{
 			"two keep overlapping parts, one of which the other does not know of", []wire.NodeID{1},
 			all(&LossPart{Kept: set(gib, gib), Lost: set(5, 1, 7, 2)}, nil, &LossPart{Kept: set(gib+10, gib), Uncertain: set(gib, 5, 4*gib-1, 1)}),
-			"524,280 pages (2048 MiB) had their only copy there: 524,277 of its own memory, 3 of node 0's; first: 0x8000a000-0xbfffffff ...; 1 page is uncertain",
+			"node 1 (b) is lost; 524,280 pages (2048 MiB) had their only copy there: 524,277 of its own memory, 3 of node 0's; first: 0x8000a000-0xbfffffff ...; 1 page is uncertain",
 			[]MemoryLoss{
 				{Node: 0, Name: "a", Lost: 3, LostRanges: []spec.GPARange{{Start: 0x5000, End: 0x6000}, {Start: 0x7000, End: 0x9000}}},
 				{
@@ -64,25 +64,28 @@ func TestMergeLosses(t *testing.T) {
 		{
 			"two are lost", []wire.NodeID{1, 2},
 			all(&LossPart{Kept: set(gib, 3*gib, 4*gib+1, gib-1)}),
-			"1 page (4 KiB) had its only copy there: 1 of node 2's own memory; first: 0x140000000-0x140000fff",
-			[]MemoryLoss{{Node: 2, Name: "c", Lost: 1, Kept: gib - 1, LostRanges: []spec.GPARange{{Start: 0x140000000, End: 0x140001000}}}},
+			"nodes 1 (b), 2 (c) are lost; 1 page (4 KiB) had its only copy there: 1 of node 2's own memory; first: 0x140000000-0x140000fff",
+			[]MemoryLoss{{Node: 1, Name: "b", Kept: 3 * gib}, {Node: 2, Name: "c", Lost: 1, Kept: gib - 1, LostRanges: []spec.GPARange{{Start: 0x140000000, End: 0x140001000}}}},
 		},
 		{
 			"everything is kept", []wire.NodeID{2},
 			all(&LossPart{Kept: set(4*gib, gib)}, &LossPart{}),
-			"no page was lost", nil,
+			"node 2 (c) is lost; no page was lost", []MemoryLoss{{Node: 2, Name: "c", Kept: gib}},
 		},
 		{
 			"nobody says anything", []wire.NodeID{2},
 			all(),
-			"at most 262,144 pages (1024 MiB) had their only copy there: 262,144 of its own memory; first: 0x140000000-0x17fffffff; node 0 does not say what it has; node 1 does not say what it has",
+			"node 2 (c) is lost; at most 262,144 pages (1024 MiB) had their only copy there: 262,144 of its own memory; first: 0x140000000-0x17fffffff; node 0 does not say what it has; node 1 does not say what it has",
 			[]MemoryLoss{{Node: 2, Name: "c", Lost: gib, LostRanges: []spec.GPARange{{Start: 0x140000000, End: 0x180000000}}}},
 		},
 		{
 			"a list that was cut", []wire.NodeID{2},
 			all(&LossPart{Kept: set(4*gib, gib), Lost: PageSet{Pages: 100, Runs: []PageRun{{5, 1}}, Cut: true}}, &LossPart{Kept: PageSet{Pages: 1, Cut: true}}),
-			"at most 100 pages (400 KiB) had their only copy there: 100 of node 0's; first: 0x5000-0x5fff",
-			[]MemoryLoss{{Node: 0, Name: "a", Lost: 100, LostRanges: []spec.GPARange{{Start: 0x5000, End: 0x6000}}, Cut: true}},
+			"node 2 (c) is lost; at most 100 pages (400 KiB) had their only copy there: 100 of node 0's; first: 0x5000-0x5fff",
+			[]MemoryLoss{
+				{Node: 0, Name: "a", Lost: 100, LostRanges: []spec.GPARange{{Start: 0x5000, End: 0x6000}}, Cut: true},
+				{Node: 2, Name: "c", Kept: gib},
+			},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -113,6 +113,9 @@ func (c *runCmd) Run(con *console) error {
 
 	rep, err := control.Run(ctx, sp, opts)
 	term.restore()
+	if rep != nil && rep.Losses != nil {
+		fmt.Fprintln(stderr, "ironspan:", rep.Losses)
+	}
 	if rep != nil && c.Report != "" {
 		if werr := writeReport(c.Report, rep); werr != nil && err == nil {
 			return fmt.Errorf("report: %w", werr)
@@ -181,11 +184,11 @@ func (c *runCmd) verdict(ctx context.Context, rep *control.RunReport, err error)
 			return fail(exitGuest, "the guest crashed%s", because(o.Reason))
 		case control.NodeLost:
 			if o.Lost == nil {
-				return fail(exitNodeLost, "a node was lost%s%s", because(o.Reason), whatWasLost(rep))
+				return fail(exitNodeLost, "a node was lost%s", because(o.Reason))
 			}
-			return fail(exitNodeLost, "node %d was lost%s%s", *o.Lost, because(o.Reason), whatWasLost(rep))
+			return fail(exitNodeLost, "node %d was lost%s", *o.Lost, because(o.Reason))
 		case control.LinkLost:
-			return fail(exitNodeLost, "nodes %d and %d lost each other%s%s", o.Link[0], o.Link[1], because(o.Reason), whatWasLost(rep))
+			return fail(exitNodeLost, "nodes %d and %d lost each other%s", o.Link[0], o.Link[1], because(o.Reason))
 		}
 		return fail(exitFailed, "the VM failed%s", because(o.Reason))
 	}
@@ -212,14 +215,6 @@ func because(reason string) string {
 		return ""
 	}
 	return ": " + reason
-}
-
-// whatWasLost is a line of its own.
-func whatWasLost(rep *control.RunReport) string {
-	if rep.Losses == nil {
-		return ""
-	}
-	return "\nironspan: " + rep.Losses.String()
 }
 
 // writeReport writes the report whole or not at all.
