@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -56,5 +57,28 @@ func Random(seed uint64) Config {
 		ops[0] = Access{Page: pages[rng.IntN(len(pages))], Write: rng.Float64() < writes}
 		return ops, think
 	}
+	if rng.IntN(6) == 0 {
+		failures(rng, &cfg)
+	}
 	return cfg
+}
+
+// failures draws one failure, or two, at times from the beginning to after most runs' end.
+func failures(rng *rand.Rand, cfg *Config) {
+	logUniform := func(lo, hi time.Duration) time.Duration {
+		return time.Duration(float64(lo) * math.Pow(float64(hi)/float64(lo), rng.Float64()))
+	}
+	cfg.Detect[1] = logUniform(10*time.Microsecond, 3*time.Millisecond)
+	for range 1 + rng.IntN(4)/3 {
+		at := logUniform(10*time.Microsecond, 20*time.Millisecond)
+		a, b := rng.IntN(cfg.Nodes), rng.IntN(cfg.Nodes-1)
+		if rng.IntN(2) == 0 {
+			cfg.Crash = append(cfg.Crash, Crash{a, at})
+			continue
+		}
+		if b >= a {
+			b++
+		}
+		cfg.Break = append(cfg.Break, Break{a, b, at})
+	}
 }

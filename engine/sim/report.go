@@ -59,7 +59,7 @@ type cost struct {
 	messages, pages, forwards, invalidations int
 	chain                                    int
 	bare, served                             bool
-	depth                                    [wire.MaxNodes]int // longest chain of messages that has reached a node
+	depth                                    [wire.MaxNodes]uint8 // longest chain of messages that has reached a node
 }
 
 func (c *costs) of(m *wire.Message) *cost {
@@ -90,12 +90,12 @@ func (c *costs) sent(from int, m *wire.Message) (chain int) {
 	if m.Flags&wire.FlagData != 0 {
 		x.pages++
 	}
-	return x.depth[from] + 1
+	return int(x.depth[from]) + 1
 }
 
 func (c *costs) received(at int, m *wire.Message, chain int) {
 	if x := c.of(m); !x.served {
-		x.depth[at] = max(x.depth[at], chain)
+		x.depth[at] = max(x.depth[at], uint8(chain))
 	}
 }
 
@@ -103,7 +103,7 @@ func (c *costs) received(at int, m *wire.Message, chain int) {
 func (c *costs) served(node int, page wire.PFN) {
 	if x := c.now[askKey{wire.NodeID(node), page}]; x != nil && !x.served {
 		x.served = true
-		x.chain = x.depth[node]
+		x.chain = int(x.depth[node])
 	}
 }
 

@@ -6,7 +6,8 @@
 // will. Each node performs its agent's actions as a driver would, with a page's bytes standing in as one
 // word: guest mappings, home frames, cached frames, receive slots, one-sided writes that land before the
 // message behind them. Virtual CPUs read and write at random, fault where their mapping does not let them,
-// and refault when they are woken; their fault events can be stale by the time the agent sees them.
+// and refault when they are woken; their fault events can be stale by the time the agent sees them. Nodes crash and queue
+// pairs break with packets on them, which ends the VM: until then, and afterwards, nobody may read anything wrong.
 //
 // Everything that is random comes from the seed, so a failed run is replayed by its seed.
 package sim
@@ -61,6 +62,12 @@ type Config struct {
 	Evict        float64       // share of the messages upon which the node gives back a page, any one
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
+
+	// What fails. From the failure until each end of a broken link learns of it, and from the first to learn until
+	// each node has stopped its vCPUs, it takes Detect[0] to Detect[1].
+	Crash  []Crash
+	Break  []Break
+	Detect [2]time.Duration
 }
 
 // Result is what a run did.
@@ -73,6 +80,9 @@ type Result struct {
 	Kinds    Kinds         // what the transactions cost
 	Stats    []coherence.Stats
 	HotPages []coherence.HotPage // up to 32 of each home
+
+	Failed    bool // somebody noticed a failure, which ended the VM
+	Aftermath Aftermath
 }
 
 // cluster is a run.
@@ -83,10 +93,13 @@ type cluster struct {
 	queue  events
 	seq    uint64
 	nodes  []*node
-	links  [][]link
-	truth  map[wire.PFN]uint64 // what a read of the page has to see
-	last   uint64              // last value written
-	busy   int                 // vCPUs that are not done
+	links  [][]link // from, to
+	homes  []*node  // by page
+	truth  []uint64 // by page: what a read of it has to see
+	last   uint64   // last value written
+	busy   int      // vCPUs that are not done
+	failed bool     // something has failed: the VM is about to end, or has
+	ending bool     // and somebody knows
 	costs  costs
 	result Result
 	err    error
@@ -95,6 +108,13 @@ type cluster struct {
 type link struct {
 	arrival int64 // of the last packet: no later one arrives before
 	slow    int64
+
+	sent, arrived uint64 // packets
+	doomed        bool   // breaks over the next packet
+	broken        bool   // nothing is sent any more
+	deaf          bool   // the receiver knows: nothing arrives any more
+	last          uint64 // if broken: the packet after which all are lost
+	torn          bool   // if broken: of the first that is lost, a part lands
 }
 
 // event is something that happens at a time. Exactly one of the fields below node is meant, by what.
@@ -107,6 +127,8 @@ type event struct {
 	page  wire.PFN
 	flag  bool   // fault: write; land: into the home frame
 	slot  uint32 // land
+	peer  int    // land, message: who sent it; learn: who is lost
+	nth   uint64 // land, message: packet of its link
 	val   uint64 // land
 	from  *node  // land: whose home frame is read only now
 	msg   wire.Message
@@ -121,14 +143,20 @@ const (
 	evLand                // a one-sided write arrives
 	evMessage             // a message arrives
 	evTick                // the agent's deadline
+	evCrash
+	evBreak
+	evLearn // a node learns that it has lost a peer
+	evStop  // a node's vCPUs stop for good
 )
 
 // Run does what cfg says. An error is a violation of an invariant.
 func Run(cfg Config) (*Result, error) {
 	c := &cluster{
-		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x1f0a5)), truth: map[wire.PFN]uint64{},
+		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x1f0a5)),
 		costs: costs{open: map[costKey]*cost{}, now: map[askKey]*cost{}},
 	}
+	c.truth = make([]uint64, cfg.Homes[cfg.Nodes-1].Last)
+	c.homes = make([]*node, len(c.truth))
 	for n := range cfg.Nodes {
 		if err := c.addNode(n); err != nil {
 			return nil, err
@@ -144,6 +172,7 @@ func Run(cfg Config) (*Result, error) {
 		}
 		c.links = append(c.links, row)
 	}
+	c.planFailures()
 	c.loop()
 	c.result.Time = time.Duration(c.now)
 	for _, n := range c.nodes {
@@ -156,6 +185,7 @@ func Run(cfg Config) (*Result, error) {
 		c.result.HotPages = n.agent.HotPages(c.result.HotPages, 32)
 	}
 	c.result.Kinds = c.costs.sum()
+	c.result.Failed = c.ending
 	if c.err != nil {
 		return &c.result, fmt.Errorf("sim: at %v, event %d: %w", time.Duration(c.now), c.result.Events, c.err)
 	}
@@ -170,11 +200,15 @@ func (c *cluster) loop() {
 	for c.err == nil {
 		e, ok := c.queue.pop()
 		if !ok {
-			c.checkAtRest()
+			if c.failed {
+				c.afterLoss()
+			} else {
+				c.checkAtRest()
+			}
 			return
 		}
 		if e.at > deadline {
-			if c.cfg.Ops > 0 {
+			if c.cfg.Ops > 0 || c.failed {
 				c.fail("%d vcpus are not done at the deadline: live-lock", c.busy)
 			}
 			return
@@ -182,19 +216,34 @@ func (c *cluster) loop() {
 		c.now = e.at
 		c.result.Events++
 		n := c.nodes[e.node]
+		if n.crashed {
+			continue
+		}
 		switch e.what {
 		case evRun:
-			c.run(n, e.vcpu)
+			if !n.stopped {
+				c.run(n, e.vcpu)
+			}
 		case evFault:
 			c.fault(n, e.page, e.flag)
 		case evLand:
-			c.land(n, &e)
+			c.landed(n, &e)
 		case evMessage:
-			c.message(n, &e.msg, e.chain)
+			if c.arrives(&e) {
+				c.message(n, &e.msg, e.chain)
+			}
 		case evTick:
 			n.tickAt = math.MaxInt64
 			n.agent.Tick(c.now)
 			c.perform(n)
+		case evCrash:
+			c.crash(n)
+		case evBreak:
+			c.breakUnderWay(n.id, e.peer)
+		case evLearn:
+			c.learn(n, e.peer)
+		case evStop:
+			n.stopped = true
 		}
 	}
 }
@@ -224,8 +273,16 @@ func (c *cluster) plan(delay int64, e event) {
 // transmit puts a packet on a link: it arrives in its time, but not before the one before it.
 func (c *cluster) transmit(from, to int, e event) {
 	l := &c.links[from][to]
+	if l.broken {
+		return
+	}
+	l.sent++
+	e.peer, e.nth = from, l.sent
 	at := max(c.now+c.between(c.cfg.Latency[0], c.cfg.Latency[1])*l.slow, l.arrival)
 	l.arrival = at
+	if l.doomed {
+		c.plan(c.rng.Int64N(at-c.now+1), event{what: evBreak, node: from, peer: to})
+	}
 	e.node = to
 	c.plan(at-c.now, e)
 }

@@ -53,6 +53,9 @@ func (c *cluster) run(n *node, id int) {
 	}
 	v.has = false
 	v.done++
+	if c.failed {
+		c.result.Aftermath.Ops++
+	}
 	c.plan(1, event{what: evRun, node: n.id, vcpu: id})
 }
 
@@ -87,7 +90,7 @@ func (c *cluster) wake(n *node, page wire.PFN) {
 // check holds a page against the invariants.
 func (c *cluster) check(page wire.PFN) {
 	writers, readers := 0, 0
-	var home *node
+	home := c.homes[page]
 	for _, n := range c.nodes {
 		g := n.guest[page]
 		switch g {
@@ -98,9 +101,6 @@ func (c *cluster) check(page wire.PFN) {
 		}
 		if m := n.agent.Mode(page); m != g {
 			c.fail("node %d has page %d in %v, its agent thinks %v", n.id, page, g, m)
-		}
-		if n.isHome(page) {
-			home = n
 		}
 	}
 	if writers > 1 || writers == 1 && readers > 0 {
