@@ -35,7 +35,9 @@ func (f Fate) String() string {
 // must not be in the set.
 //
 // It is exact for pages that nothing is under way for. A page that was granted to a lost node counts as lost whether or
-// not the grant arrived: only the home's part of that is known, and it had given the page up.
+// not the grant arrived: only the home's part of that is known, and it had given the page up. What a node sends away
+// and does not keep is uncertain until somebody says that it has it, also between nodes that are left: their queue pair
+// may have failed, and with an empty set that is all that can be told.
 func (a *Agent) Losses(lost uint64, each func(Range, Fate)) {
 	var run Range
 	var fate Fate
@@ -108,9 +110,7 @@ func (a *Agent) fateAtHome(i uint32, lost uint64) Fate {
 			return Uncertain
 		}
 	case r.kind == wire.Put:
-		if gone(e.owner) {
-			return Uncertain // it may have been written back, but for the word of it
-		}
+		return Uncertain // it may have been written back, but for the word of it, or on the way
 	case r.kind == wire.GetS:
 		// The owner keeps its copy. Without it there is what it may have sent the reader, or written here.
 		if gone(e.owner) && (e.is(writeBack) || r.requester == a.self) {
@@ -118,8 +118,8 @@ func (a *Agent) fateAtHome(i uint32, lost uint64) Fate {
 		}
 	case gone(e.owner) && gone(r.requester):
 		return Lost // it is at one of them, or was between them
-	case gone(e.owner) || gone(r.requester):
-		return Uncertain // it is at one of them
+	default:
+		return Uncertain // it is at one of them, or between them
 	}
 	return 0
 }

@@ -133,7 +133,7 @@ func (p *LossPart) check(plan *spec.Plan, node wire.NodeID, lost []wire.NodeID) 
 
 // Losses is what a VM lost with its nodes.
 type Losses struct {
-	Nodes     []wire.NodeID `json:"nodes"`             // the lost ones; empty if all still answer
+	Nodes     []wire.NodeID `json:"nodes"`             // the lost ones; none if it was the connection between two
 	Pages     uint64        `json:"pages"`             // their only current copy was at a lost node
 	Uncertain uint64        `json:"uncertain"`         // something was under way for them, and it cannot be told
 	AtMost    bool          `json:"at_most,omitempty"` // some of Pages may have been kept by nodes that did not say
@@ -201,17 +201,16 @@ func mergeLosses(plan *spec.Plan, lost []wire.NodeID, parts map[wire.NodeID]*Los
 
 // String says it in one line for the user.
 func (l *Losses) String() string {
-	if len(l.Nodes) == 0 {
-		return "no page was lost: every node still answers"
-	}
 	var b strings.Builder
-	l.nameLost(&b)
-	if l.Pages == 0 {
+	if len(l.Nodes) > 0 {
+		l.nameLost(&b)
+	}
+	switch {
+	case l.Pages == 0 && len(l.Silent) > 0:
+		b.WriteString("no page was lost that is known of")
+	case l.Pages == 0:
 		b.WriteString("no page was lost")
-		if len(l.Silent) > 0 {
-			b.WriteString(" that is known of")
-		}
-	} else {
+	default:
 		if l.AtMost {
 			b.WriteString("at most ")
 		}
@@ -384,8 +383,11 @@ func homesOf(plan *spec.Plan, nodes []wire.NodeID) spans {
 	return s.joined()
 }
 
-// parseLost reads the nodes that a client calls lost, separated by commas.
+// parseLost reads the nodes that a client calls lost, separated by commas; there may be none.
 func parseLost(plan *spec.Plan, self wire.NodeID, list string) ([]wire.NodeID, *Error) {
+	if list == "" {
+		return nil, nil
+	}
 	var lost []wire.NodeID
 	for s := range strings.SplitSeq(list, ",") {
 		n, err := strconv.ParseUint(s, 10, 16)
@@ -415,15 +417,12 @@ func (l *Lease) Losses(ctx context.Context, plan *spec.Plan, node wire.NodeID, l
 
 // losses asks all nodes that are left what was lost with the others; nil if that is not how the VM ended.
 func (r *runner) losses(o Outcome) *Losses {
-	if o.Kind == LinkLost && len(r.lost) == 0 {
-		return &Losses{Nodes: []wire.NodeID{}}
-	}
-	if o.Kind != NodeLost && o.Kind != LinkLost || len(r.lost) == 0 {
+	if o.Kind != NodeLost && o.Kind != LinkLost {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), max(5*time.Second, r.plan.Timeouts.Stop.Std()))
 	defer cancel()
-	var lost []wire.NodeID
+	lost := []wire.NodeID{}
 	for n := range r.leases {
 		if r.lost[wire.NodeID(n)] {
 			lost = append(lost, wire.NodeID(n))

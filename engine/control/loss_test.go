@@ -73,6 +73,12 @@ func TestMergeLosses(t *testing.T) {
 			"node 2 (c) is lost; no page was lost", []MemoryLoss{{Node: 2, Name: "c", Kept: gib}},
 		},
 		{
+			"nobody is lost", nil,
+			all(&LossPart{}, &LossPart{Uncertain: set(gib, 2)}, &LossPart{}),
+			"no page was lost; 2 pages are uncertain",
+			[]MemoryLoss{{Node: 1, Name: "b", Uncertain: 2, UncertainRanges: []spec.GPARange{{Start: 0x40000000, End: 0x40002000}}}},
+		},
+		{
 			"nobody says anything", []wire.NodeID{2},
 			all(),
 			"node 2 (c) is lost; at most 262,144 pages (1024 MiB) had their only copy there: 262,144 of its own memory; first: 0x140000000-0x17fffffff; node 0 does not say what it has; node 1 does not say what it has",
@@ -188,8 +194,8 @@ func TestLossPartRefused(t *testing.T) {
 }
 
 func TestParseLost(t *testing.T) {
-	for list, ok := range map[string]bool{"1": true, "1,2": true, "2,1": true, "": false, "0": false, "3": false, "1,1": false, "-1": false, "1,": false, "x": false, "65537": false} {
-		if got, e := parseLost(lossPlan(), 0, list); (e == nil) != ok || ok && len(got) == 0 {
+	for list, ok := range map[string]bool{"": true, "1": true, "1,2": true, "2,1": true, "0": false, "3": false, "1,1": false, "-1": false, "1,": false, "x": false, "65537": false} {
+		if got, e := parseLost(lossPlan(), 0, list); (e == nil) != ok || ok && (len(got) == 0) != (list == "") {
 			t.Errorf("%q: %v, %v", list, got, e)
 		}
 	}

@@ -26,9 +26,13 @@ func TestFailures(t *testing.T) {
 		sum.Lost += r.Aftermath.Lost
 		sum.Torn += r.Aftermath.Torn
 		sum.Blocked += r.Aftermath.Blocked
+		sum.Kept += r.Aftermath.Kept
+		sum.Gone += r.Aftermath.Gone
+		sum.Uncertain += r.Aftermath.Uncertain
 	}
 	t.Logf("600 failures, %d of them noticed while vCPUs were running: %+v", ended, sum)
-	if ended < 100 || sum.Ops == 0 || sum.Late == 0 || sum.Lost == 0 || sum.Torn == 0 || sum.Blocked == 0 {
+	if ended < 100 || sum.Ops == 0 || sum.Late == 0 || sum.Lost == 0 || sum.Torn == 0 || sum.Blocked == 0 ||
+		sum.Kept == 0 || sum.Gone == 0 || sum.Uncertain == 0 {
 		t.Error("some of that never happens")
 	}
 }

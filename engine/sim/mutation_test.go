@@ -135,10 +135,46 @@ var mutants = []struct{ name, file, old, new string }{
 		"tenure without a bound", "tenure.go",
 		"base, limit := a.policy.levels[1], a.policy.levels[l]", "base, limit := a.policy.levels[1], 1000*a.policy.levels[l]",
 	},
+	{
+		"what a lost node's pages were read by is not kept", "loss.go",
+		"if p.mode != wire.None {\n\t\treturn Kept", "if p.mode == wire.Modified {\n\t\treturn Kept",
+	},
+	{
+		"what is asked for counts as kept", "loss.go",
+		"r.granted && r.carried != 0 {", "r.txn != 0 {",
+	},
+	{
+		"what a lost node owned counts as safe", "loss.go",
+		"case !e.is(shared) && gone(e.owner):", "case false:",
+	},
+	{
+		"what a lost node read counts as lost", "loss.go",
+		"case !e.is(shared) && gone(e.owner):", "case e.sharers&lost != 0 || gone(e.owner):",
+	},
+	{
+		"what a lost node was about to write counts as safe", "loss.go",
+		"if r.kind != wire.Put && gone(r.requester) {", "if false {",
+	},
+	{
+		"what a lost node was about to give back counts as safe", "loss.go",
+		"\t\treturn Uncertain // it may have been written back, but", "\t\treturn 0 // it may have been written back, but",
+	},
+	{
+		"what a lost node was about to let others read counts as safe", "loss.go",
+		"if gone(e.owner) && (e.is(writeBack) || r.requester == a.self) {", "if false {",
+	},
+	{
+		"what was between two nodes counts as safe", "loss.go",
+		"return Uncertain // it is at one of them", "return 0 // it is at one of them",
+	},
+	{
+		"what was between two nodes counts as lost", "loss.go",
+		"return Uncertain // it is at one of them", "return Lost // it is at one of them",
+	},
 }
 
-// TestMutants puts one bug after the other into the protocol and runs TestSim on it, which has to fail. It
-// says how many of TestSim's seeds that took.
+// TestMutants puts one bug after the other into the protocol and runs TestSim and TestFailures on it, one of which has to
+// fail. It says how many of their seeds that took.
 func TestMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package once for each mutant")
@@ -175,7 +211,7 @@ func TestMutants(t *testing.T) {
 			if err := os.WriteFile(list, overlay, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command(goTool, "test", "-overlay", list, "-vet=off", "-count=1", "-timeout=120s", "-run=^TestSim$", ".", "-seeds=99")
+			cmd := exec.Command(goTool, "test", "-overlay", list, "-vet=off", "-count=1", "-timeout=120s", "-run=^TestSim$|^TestFailures$", ".", "-seeds=99")
 			out, err := cmd.CombinedOutput()
 			hit := found.FindSubmatch(out)
 			if err == nil || hit == nil {

@@ -289,7 +289,10 @@ func (m *Machine) Losses(_ context.Context, lost []wire.NodeID) (*control.LossPa
 		kept = append(kept, control.PageRun{First: r.First, Pages: r.Pages() / 4})
 		uncertain = append(uncertain, control.PageRun{First: r.First + wire.PFN(r.Pages()/4), Pages: r.Pages() / 4})
 	}
-	own := []control.PageRun{{First: m.job.Plan.Nodes[m.job.Node].RAM.First, Pages: 1}}
+	var own []control.PageRun
+	if len(lost) > 0 {
+		own = append(own, control.PageRun{First: m.job.Plan.Nodes[m.job.Node].RAM.First, Pages: 1})
+	}
 	return &control.LossPart{
 		Kept: control.NewPageSet(kept, 0), Lost: control.NewPageSet(own, 0), Uncertain: control.NewPageSet(uncertain, 0),
 	}, nil
