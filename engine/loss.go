@@ -2,9 +2,12 @@ package engine
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/control"
+	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 )
 
@@ -43,4 +46,47 @@ func (n *node) losses(lost []wire.NodeID) *control.LossPart {
 	}
 	of := func(f coherence.Fate) control.PageSet { return control.NewPageSet(runs[f], more[f]) }
 	return &control.LossPart{Kept: of(coherence.Kept), Lost: of(coherence.Lost), Uncertain: of(coherence.Uncertain)}
+}
+
+// watchWaiting ends the VM when there is no answer about a page. The mesh sees a peer that dies or goes silent as a whole,
+// and queue pairs see their own end; this is for a peer that goes on living without taking part, and for a message that
+// was refused: nobody sends it again. Patience is the time in which a silent peer counts as lost, after all others may
+// have had the page before, each for the longest tenure.
+func (n *node) watchWaiting() {
+	patience := n.plan.Timeouts.Lost.Std() + time.Duration(len(n.plan.Nodes))*n.plan.Tenure.Max.Std()
+	type since struct {
+		txn uint32
+		at  time.Time
+	}
+	oldest := make([]since, len(n.memory.shards))
+	tick := time.NewTicker(max(patience/4, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ended:
+			return
+		case <-tick.C:
+		}
+		for i, s := range n.memory.shards {
+			w := s.Oldest()
+			o := &oldest[i]
+			if w.Txn == 0 || w.Txn != o.txn {
+				*o = since{w.Txn, time.Now()}
+				continue
+			}
+			if waited := time.Since(o.at); waited >= patience {
+				n.unanswered(w, waited)
+				return
+			}
+		}
+	}
+}
+
+func (n *node) unanswered(w coherence.Waiting, waited time.Duration) {
+	reason := fmt.Sprintf("no answer for %v about the page at %#x", waited.Round(time.Millisecond), spec.PFNToGPA(w.Page))
+	if w.For == n.self {
+		n.end(control.Outcome{Kind: control.Failed, Reason: reason})
+		return
+	}
+	n.end(control.LostNode(w.For, reason))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,4 +74,31 @@ func TestLosses(t *testing.T) {
 	if _, err := l.machines[0].Losses(ctx, nil); !errors.Is(err, errIdle) {
 		t.Errorf("losses after release: %v", err)
 	}
+}
+
+// TestUnanswered: a node lives, says so to its peers, and answers for no page.
+func TestUnanswered(t *testing.T) {
+	a := minivm.NewAsm().MovImm(minivm.RBX, spec.MinBootMemory).Load(minivm.RAX, minivm.RBX, 8).Label("end").Pause().Jmp("end")
+	l := newLocal(t, 2)
+	l.plan.Timeouts.Heartbeat, l.plan.Timeouts.Lost = spec.Duration(50*time.Millisecond), spec.Duration(time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := errors.Join(l.prepare(ctx, 2, minivm.Kernel(a.Bytes()))...); err != nil {
+		if errors.Is(err, kvmhost.ErrNotSupported) {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	l.machines[1].current().memory.stopShards()
+	for i := len(l.machines) - 1; i >= 0; i-- {
+		if err := l.machines[i].Start(ctx); err != nil {
+			t.Errorf("start of node %d: %v", i, err)
+		}
+	}
+	o := l.machines[0].Wait(ctx)
+	if o.Kind != control.NodeLost || o.Lost == nil || *o.Lost != 1 || !strings.Contains(o.Reason, "about the page at 0x4000000") {
+		t.Errorf("node 0 ended: %v", o)
+	}
+	l.release(0)
+	l.release(1)
 }

@@ -2,6 +2,7 @@ package coherence
 
 import (
 	"fmt"
+	"math/bits"
 
 	"ironspan/engine/wire"
 )
@@ -122,4 +123,41 @@ func (a *Agent) fateAtHome(i uint32, lost uint64) Fate {
 		return Uncertain // it is at one of them, or between them
 	}
 	return 0
+}
+
+// Waiting is a request that this node waits for.
+type Waiting struct {
+	Txn  uint32 // names it among the agent's requests; 0: there is none
+	Page wire.PFN
+	For  wire.NodeID // who has to do something next, as far as this node can tell; itself if it can not
+}
+
+// Oldest returns the request that has been waited for longest. A request that stays the oldest for much longer than
+// any tenure will not be answered: a message that it needs was lost, or refused.
+func (a *Agent) Oldest() (w Waiting) {
+	for i := range a.requests {
+		r := &a.requests[i]
+		if r.txn != 0 && (w.Txn == 0 || int32(r.txn-w.Txn) < 0) {
+			w = Waiting{Txn: r.txn, Page: r.page, For: a.awaited(r)}
+		}
+	}
+	return w
+}
+
+// awaited returns who has to do something next for a request of this node.
+func (a *Agent) awaited(r *request) wire.NodeID {
+	if missing := r.need &^ r.got; r.granted && missing != 0 {
+		return wire.NodeID(bits.TrailingZeros64(missing))
+	}
+	if !a.isHome(r.page) {
+		return a.homeOf(r.page)
+	}
+	e := a.entry(r.index)
+	switch {
+	case !e.is(busy): // it waits for the write-back
+		return e.owner
+	case a.first(e).requester != a.self && !e.is(writeBack):
+		return a.first(e).requester
+	}
+	return e.owner
 }
