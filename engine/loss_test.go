@@ -12,6 +12,7 @@ import (
 	"ironspan/engine/control"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
+	"ironspan/fastpath/fabric"
 	"ironspan/kvmhost"
 	"ironspan/kvmhost/devices"
 	"ironspan/kvmhost/minivm"
@@ -76,29 +77,51 @@ func TestLosses(t *testing.T) {
 	}
 }
 
-// TestUnanswered: a node lives, says so to its peers, and answers for no page.
+// TestUnanswered: a node lives, says so to its peers, and answers for no page; or a queue pair with it fails. Its peer
+// says that it has lost it, and it can still be asked what it has.
 func TestUnanswered(t *testing.T) {
-	a := minivm.NewAsm().MovImm(minivm.RBX, spec.MinBootMemory).Load(minivm.RAX, minivm.RBX, 8).Label("end").Pause().Jmp("end")
-	l := newLocal(t, 2)
-	l.plan.Timeouts.Heartbeat, l.plan.Timeouts.Lost = spec.Duration(50*time.Millisecond), spec.Duration(time.Second)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	if err := errors.Join(l.prepare(ctx, 2, minivm.Kernel(a.Bytes()))...); err != nil {
-		if errors.Is(err, kvmhost.ErrNotSupported) {
-			t.Skip(err)
-		}
-		t.Fatal(err)
+	for _, c := range []struct {
+		name, says string
+		fail       func(silent, asks *node)
+	}{
+		{"silent shard", "about the page at 0x4000000", func(silent, _ *node) { silent.memory.stopShards() }},
+		{"queue pair", "retries exceeded", func(_, asks *node) {
+			asks.fabricLost(&fabric.PeerError{Peer: 1, Op: "poll", Reason: errors.New("retries exceeded")})
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := minivm.NewAsm().MovImm(minivm.RBX, spec.MinBootMemory).Load(minivm.RAX, minivm.RBX, 8).Label("end").Pause().Jmp("end")
+			l := newLocal(t, 2)
+			l.plan.Timeouts.Heartbeat, l.plan.Timeouts.Lost = spec.Duration(50*time.Millisecond), spec.Duration(time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if err := errors.Join(l.prepare(ctx, 2, minivm.Kernel(a.Bytes()))...); err != nil {
+				if errors.Is(err, kvmhost.ErrNotSupported) {
+					t.Skip(err)
+				}
+				t.Fatal(err)
+			}
+			c.fail(l.machines[1].current(), l.machines[0].current())
+			for i := len(l.machines) - 1; i >= 0; i-- {
+				if err := l.machines[i].Start(ctx); err != nil {
+					t.Errorf("start of node %d: %v", i, err)
+				}
+			}
+			o := l.machines[0].Wait(ctx)
+			if o.Kind != control.NodeLost || o.Lost == nil || *o.Lost != 1 || !strings.Contains(o.Reason, c.says) {
+				t.Errorf("node 0 ended: %v", o)
+			}
+			l.machines[1].Stop("node 0 says so")
+			if o := l.machines[1].Wait(ctx); o.Kind != control.Stopped {
+				t.Errorf("node 1 ended: %v", o)
+			}
+			for i, m := range l.machines {
+				if got, err := m.Losses(ctx, nil); err != nil || !reflect.DeepEqual(*got, control.LossPart{}) {
+					t.Errorf("node %d says %+v, %v", i, got, err)
+				}
+			}
+			l.release(0)
+			l.release(1)
+		})
 	}
-	l.machines[1].current().memory.stopShards()
-	for i := len(l.machines) - 1; i >= 0; i-- {
-		if err := l.machines[i].Start(ctx); err != nil {
-			t.Errorf("start of node %d: %v", i, err)
-		}
-	}
-	o := l.machines[0].Wait(ctx)
-	if o.Kind != control.NodeLost || o.Lost == nil || *o.Lost != 1 || !strings.Contains(o.Reason, "about the page at 0x4000000") {
-		t.Errorf("node 0 ended: %v", o)
-	}
-	l.release(0)
-	l.release(1)
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -125,21 +126,21 @@ func cmdChildren(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("node processes %v, want %d", got, want)
 }
 
-// cmdKillChild kills one of the node processes, the youngest, or stops it: killchild [stop]
+// cmdKillChild kills one of the node processes, the youngest if not the oldest, or stops it: killchild [stop] [oldest]
 func cmdKillChild(ts *testscript.TestScript, neg bool, args []string) {
 	pids := nodeProcesses(ts)
 	if len(pids) == 0 {
 		ts.Fatalf("no node process")
 	}
-	youngest := 0
-	for _, p := range pids {
-		youngest = max(youngest, p)
+	victim := slices.Max(pids)
+	if slices.Contains(args, "oldest") {
+		victim = slices.Min(pids)
 	}
 	sig := syscall.SIGKILL
-	if len(args) > 0 {
+	if slices.Contains(args, "stop") {
 		sig = syscall.SIGSTOP
 	}
-	ts.Check(syscall.Kill(youngest, sig))
+	ts.Check(syscall.Kill(victim, sig))
 }
 
 // cmdKillParent kills the run that the node processes belong to.
