@@ -18,10 +18,12 @@ import (
 	"ironspan/kvmhost/minivm"
 )
 
+// far is the first page of the second of two nodes with the least memory.
+const far = spec.MinBootMemory / wire.PageSize
+
 // TestLosses: a guest at node 0 writes some of node 1's pages and reads others. Without node 1 those are what is left of
 // its memory; without node 0 the written ones are lost with it. The pages lie in stripes of both shards.
 func TestLosses(t *testing.T) {
-	const far = spec.MinBootMemory / wire.PageSize
 	written := []uint64{far, far + 41, far + 40, far + 700, far + 4000} // none ahead of which others are asked for
 	read := []uint64{far + 90, far + 900}
 	a := minivm.NewAsm()
@@ -77,15 +79,29 @@ func TestLosses(t *testing.T) {
 	}
 }
 
-// TestUnanswered: a node lives, says so to its peers, and answers for no page; or a queue pair with it fails. Its peer
-// says that it has lost it, and it can still be asked what it has.
+// TestUnanswered: a node lives, says so to its peers, and answers for no page, since what it says is of another epoch, or
+// nonsense; or a queue pair with it fails. Its peer says that it has lost it, and it can still be asked what it has.
 func TestUnanswered(t *testing.T) {
 	for _, c := range []struct {
 		name, says string
+		refused    uint64
 		fail       func(silent, asks *node)
 	}{
-		{"silent shard", "about the page at 0x4000000", func(silent, _ *node) { silent.memory.stopShards() }},
-		{"queue pair", "retries exceeded", func(_, asks *node) {
+		{"refused messages", "about the page at 0x4000000", 4, func(silent, _ *node) {
+			silent.memory.stopShards()
+			l, epoch := silent.memory.lanes[0], silent.plan.Epoch
+			for _, m := range []wire.Message{
+				{Kind: wire.GetM, Requester: 1, Mode: wire.Modified, Epoch: epoch - 1, Txn: 1},
+				{Kind: wire.GetM, Requester: 1, Mode: wire.Modified, Epoch: epoch, Txn: 1, Page: 1 << 40},
+				{Kind: wire.Grant, Requester: 0, Mode: wire.Modified, Epoch: epoch, Txn: 77, Page: far, Flags: wire.FlagZero},
+				{Kind: wire.Inv, Requester: 1, Mode: wire.Modified, Epoch: epoch, Txn: 1, Page: far, Acks: 9},
+			} {
+				m.From = 1
+				l.Send(0, &m)
+			}
+			l.Flush()
+		}},
+		{"queue pair", "retries exceeded", 0, func(_, asks *node) {
 			asks.fabricLost(&fabric.PeerError{Peer: 1, Op: "poll", Reason: errors.New("retries exceeded")})
 		}},
 	} {
@@ -110,6 +126,9 @@ func TestUnanswered(t *testing.T) {
 			o := l.machines[0].Wait(ctx)
 			if o.Kind != control.NodeLost || o.Lost == nil || *o.Lost != 1 || !strings.Contains(o.Reason, c.says) {
 				t.Errorf("node 0 ended: %v", o)
+			}
+			if r, err := l.machines[0].Report(ctx); err != nil || r.Counters["messages_refused"] != c.refused {
+				t.Errorf("%d messages refused, %v; want %d", r.Counters["messages_refused"], err, c.refused)
 			}
 			l.machines[1].Stop("node 0 says so")
 			if o := l.machines[1].Wait(ctx); o.Kind != control.Stopped {

@@ -590,7 +590,7 @@ func Decide(plan *spec.Plan, outcomes map[wire.NodeID]Outcome, broken map[wire.N
 		}
 	}
 	for _, n := range order {
-		if o := outcomes[n]; o.Kind == NodeLost && o.Lost != nil {
+		if o := outcomes[n]; o.Kind == NodeLost && o.Lost != nil && *o.Lost != n {
 			return lostLink(n, *o.Lost, fmt.Sprintf("both still answer; seen by node %d (%s): %s", n, name(n), o.Reason))
 		}
 	}
