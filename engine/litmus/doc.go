@@ -23,5 +23,6 @@
 // the alignment of the memory field" (SDM 3A, "Bus Locking").
 //
 // Tests run the shapes as guests, with the threads on different nodes and the variables on pages that these take from
-// each other, and hold every round against the model. The model itself stands on the standard library alone.
+// each other, and hold every round against the model; the simulator (engine/sim) does so with simulated vCPUs. The model
+// itself stands on the standard library alone.
 package litmus

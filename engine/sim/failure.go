@@ -106,7 +106,7 @@ func (c *cluster) landed(n *node, e *event) {
 	case c.arrives(e):
 		c.land(n, e)
 	case !l.deaf && l.torn && e.nth == l.last+1:
-		e.val, e.from = poison, nil
+		e.val, e.late = poison, false
 		c.land(n, e)
 		c.result.Aftermath.Torn++
 	}

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestFailures breaks something in every run, and sees to it that it is not for nothing. (A link that nothing is sent on
-// any more does not break.)
+// TestFailures breaks something in every run, and sees to it that it is not for nothing. (A link that nothing is sent
+// on any more does not break.)
 func TestFailures(t *testing.T) {
 	var sum Aftermath
 	ended := 0

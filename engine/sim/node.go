@@ -19,6 +19,8 @@ type node struct {
 	since   map[wire.PFN]int64 // when a page was asked for
 	tickAt  int64
 	vcpus   []vcpu
+	inbox   []event // the agent is at the first
+	slow    int64   // how many times as long everything takes
 	crashed bool
 	stopped bool // its vCPUs do nothing any more
 
@@ -47,7 +49,10 @@ func (c *cluster) addNode(id int) error {
 	n := &node{
 		id: id, agent: a, home: cfg.Homes[id], guest: make([]wire.Mode, len(c.truth)), frames: make([]uint64, len(c.truth)),
 		slots: make([]uint64, cfg.Slots), since: map[wire.PFN]int64{}, tickAt: math.MaxInt64,
-		vcpus: make([]vcpu, cfg.VCPUs),
+		vcpus: make([]vcpu, cfg.VCPUs), slow: 1,
+	}
+	if cfg.Slow > 0 && c.rng.Float64() < cfg.Slow {
+		n.slow = int64(max(cfg.SlowBy, 1))
 	}
 	for p := range n.frames {
 		n.frames[p] = noFrame
@@ -114,8 +119,8 @@ func (c *cluster) message(n *node, m *wire.Message, chain int) {
 
 // land stores what a one-sided write carries.
 func (c *cluster) land(n *node, e *event) {
-	if e.from != nil { // posted from a home frame without a copy, which must not have changed
-		e.val = e.from.frames[e.page]
+	if e.late { // posted from a home frame without a copy, which must not have changed
+		e.val = c.nodes[e.peer].frames[e.page]
 	}
 	if !e.flag {
 		n.slots[e.slot] = e.val
@@ -140,7 +145,7 @@ func (c *cluster) perform(n *node) {
 	c.checkCached(n)
 	if next := n.agent.Next(); next < n.tickAt {
 		n.tickAt = next
-		c.plan(max(next-c.now, 0)+c.between(0, c.cfg.FaultLatency), event{what: evTick, node: n.id})
+		c.plan(max(next-c.now, 0)+c.pace(n, 0, c.cfg.FaultLatency), event{what: evTick, node: n.id})
 	}
 }
 
@@ -153,9 +158,11 @@ func (c *cluster) act(n *node, a *coherence.Action) {
 	case coherence.OpSendPage:
 		c.sendPage(n, a, guest)
 	case coherence.OpProtect:
+		c.drainNode(n)
 		c.expect(n, a, guest == wire.Modified)
 		n.guest[a.Page] = wire.Shared
 	case coherence.OpUnmap:
+		c.drainNode(n)
 		c.expect(n, a, guest != wire.None)
 		n.guest[a.Page] = wire.None
 	case coherence.OpDiscard:
@@ -199,9 +206,7 @@ func (c *cluster) sendPage(n *node, a *coherence.Action, guest wire.Mode) {
 	} else {
 		m.Flags |= wire.FlagData
 		land := event{what: evLand, page: a.Page, slot: m.Slot, val: val, flag: c.nodes[a.Peer].isHome(a.Page)}
-		if n.isHome(a.Page) && c.rng.IntN(2) == 0 {
-			land.from = n
-		}
+		land.late = n.isHome(a.Page) && c.rng.IntN(2) == 0
 		c.transmit(n.id, int(a.Peer), land)
 	}
 	c.post(n, a, &m)
@@ -270,12 +275,24 @@ func (c *cluster) served(n *node, page wire.PFN) {
 // which takes a tenure and four messages; and before that it may have waited for a slot, which is the same
 // time again for each page that was before it. Where pages are given back, each of these may have waited for one that
 // was, and the page itself have been given back before.
+//
+// A message waits for its turn with the agent that takes it. There it meets at most what belongs to requests, which are
+// as many as there are slots: two messages and an invalidation of each, one of the node's faults for each vCPU, a tick.
 func (c *cluster) bound() int64 {
 	hop := int64(c.cfg.Latency[1])
-	if c.cfg.Clogged > 0 {
-		hop *= 10
+	if c.cfg.Spread != Uniform {
+		hop *= tail
 	}
-	one := int64(c.cfg.Tenure.Max) + 6*hop + 4*int64(c.cfg.FaultLatency)
+	if c.cfg.Clogged > 0 {
+		hop *= cloggedBy
+	}
+	slow := int64(1)
+	if c.cfg.Slow > 0 {
+		slow = int64(max(c.cfg.SlowBy, 1))
+	}
+	inbox := 3*c.cfg.Nodes*min(c.cfg.Slots, c.cfg.VCPUs+c.cfg.Prefetch) + c.cfg.VCPUs + 1
+	hop += int64(c.cfg.Service) * slow * int64(inbox)
+	one := int64(c.cfg.Tenure.Max) + 6*hop + 4*int64(c.cfg.FaultLatency)*slow
 	turns := 1 + (c.cfg.VCPUs+c.cfg.Slots-1)/c.cfg.Slots
 	if c.cfg.Cache > 0 || c.cfg.Evict > 0 {
 		turns = 2 * (1 + c.cfg.VCPUs)

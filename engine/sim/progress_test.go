@@ -132,6 +132,7 @@ func TestCosts(t *testing.T) {
 	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
 	cfg.ReadAsWrite, cfg.WalksWrite, cfg.Migratory, cfg.Prefetch = false, false, false, 0
 	cfg.Zeros, cfg.Evict, cfg.Cache = 0, 0, 0
+	cfg.Crash, cfg.Break = nil, nil
 	cfg.Tenure = coherence.Tenure{}
 	cfg.Homes = nil
 	for n := range cfg.Nodes {

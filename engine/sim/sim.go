@@ -1,13 +1,17 @@
 // Package sim drives a cluster of coherence.Agents, the same objects that serve a real VM, through seeded
 // random runs, and checks after every step what must always hold.
 //
-// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair
-// and FIFO like a queue pair, whose random latencies let messages of different pairs overtake each other at
-// will. Each node performs its agent's actions as a driver would, with a page's bytes standing in as one
-// word: guest mappings, home frames, cached frames, receive slots, one-sided writes that land before the
-// message behind them. Virtual CPUs read and write at random, fault where their mapping does not let them,
-// and refault when they are woken; their fault events can be stale by the time the agent sees them. Nodes crash and queue
-// pairs break with packets on them, which ends the VM: until then, and afterwards, nobody may read anything wrong.
+// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair and FIFO
+// like a queue pair, whose random latencies let messages of different pairs overtake each other at will. Each node
+// performs its agent's actions as a driver would, with a page's bytes standing in as one word: guest mappings, home
+// frames, cached frames, receive slots, one-sided writes that land before the message behind them. Virtual CPUs read
+// and write at random, fault where their mapping does not let them, and refault when they are woken; their fault events
+// can be stale by the time the agent sees them. Nodes crash and queue pairs break with packets on them, which ends the
+// VM: until then, and afterwards, nobody may read anything wrong.
+//
+// The simulator knows what each read has to see, and checks that. Two judges do not know, and see nothing but what
+// vCPUs did: porcupine looks for an order of each page's accesses (History), and engine/litmus says which outcomes
+// x86-TSO lets small programs have, which some vCPUs run, with store buffers or without (Litmus).
 //
 // Everything that is random comes from the seed, so a failed run is replayed by its seed.
 package sim
@@ -53,15 +57,28 @@ type Config struct {
 	Workload Workload
 	Zeros    float64 // share of the writes that leave a page of zeros
 
-	// A message takes Latency[0] to Latency[1]; a fault takes FaultLatency to get to its agent, and a vCPU
-	// the same to get going again.
+	// A packet takes a time about Latency, as Spread has it. A fault takes up to FaultLatency to get to its agent, and a
+	// vCPU the same to get going again. An agent takes Service for each input, and takes them one at a time.
 	Latency      [2]time.Duration
+	Spread       Spread
 	FaultLatency time.Duration
+	Service      time.Duration
 	Clogged      float64       // share of the links that are ten times slower
+	Slow         float64       // share of the nodes where everything takes SlowBy times as long
+	SlowBy       int           // 0: 1
 	Idle         float64       // share of the messages upon which the node's vCPUs count as halted, or as running again
 	Evict        float64       // share of the messages upon which the node gives back a page, any one
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
+
+	// History has porcupine judge the vCPUs' accesses, for which there should not be too many on a page at a time.
+	History bool
+
+	// Litmus, if not nil, has some of the vCPUs run threads that tell memory models apart.
+	Litmus *Litmus
+
+	// Blind switches off what the simulator checks with its own knowledge, for tests of the judges that have none.
+	Blind bool
 
 	// What fails. From the failure until each end of a broken link learns of it, and from the first to learn until
 	// each node has stopped its vCPUs, it takes Detect[0] to Detect[1].
@@ -81,28 +98,32 @@ type Result struct {
 	Stats    []coherence.Stats
 	HotPages []coherence.HotPage // up to 32 of each home
 
-	Failed    bool // somebody noticed a failure, which ended the VM
+	Histories Histories
+	Outcomes  *Outcomes // of Litmus
+	Failed    bool      // somebody noticed a failure, which ended the VM
 	Aftermath Aftermath
 }
 
 // cluster is a run.
 type cluster struct {
-	cfg    Config
-	rng    *rand.Rand
-	now    int64
-	queue  events
-	seq    uint64
-	nodes  []*node
-	links  [][]link // from, to
-	homes  []*node  // by page
-	truth  []uint64 // by page: what a read of it has to see
-	last   uint64   // last value written
-	busy   int      // vCPUs that are not done
-	failed bool     // something has failed: the VM is about to end, or has
-	ending bool     // and somebody knows
-	costs  costs
-	result Result
-	err    error
+	cfg     Config
+	rng     *rand.Rand
+	now     int64
+	queue   events
+	seq     uint64
+	nodes   []*node
+	links   [][]link // from, to
+	homes   []*node  // by page
+	truth   []uint64 // by page: what a read of it has to see
+	last    uint64   // last value written
+	busy    int      // vCPUs that are not done
+	history history  // if wanted
+	trial   *trial   // likewise
+	failed  bool     // something has failed: the VM is about to end, or has
+	ending  bool     // and somebody knows
+	costs   costs
+	result  Result
+	err     error
 }
 
 type link struct {
@@ -130,7 +151,7 @@ type event struct {
 	peer  int    // land, message: who sent it; learn: who is lost
 	nth   uint64 // land, message: packet of its link
 	val   uint64 // land
-	from  *node  // land: whose home frame is read only now
+	late  bool   // land: the peer's home frame is read only now
 	msg   wire.Message
 	chain int // messages of its transaction that led to this one, itself included
 }
@@ -143,6 +164,8 @@ const (
 	evLand                // a one-sided write arrives
 	evMessage             // a message arrives
 	evTick                // the agent's deadline
+	evRetire              // a store leaves its buffer, perhaps
+	evServe               // the agent takes the next input
 	evCrash
 	evBreak
 	evLearn // a node learns that it has lost a peer
@@ -157,6 +180,9 @@ func Run(cfg Config) (*Result, error) {
 	}
 	c.truth = make([]uint64, cfg.Homes[cfg.Nodes-1].Last)
 	c.homes = make([]*node, len(c.truth))
+	if cfg.History {
+		c.history = make(history, len(c.truth))
+	}
 	for n := range cfg.Nodes {
 		if err := c.addNode(n); err != nil {
 			return nil, err
@@ -167,10 +193,13 @@ func Run(cfg Config) (*Result, error) {
 		for i := range row {
 			row[i].slow = 1
 			if c.rng.Float64() < cfg.Clogged {
-				row[i].slow = 10
+				row[i].slow = cloggedBy
 			}
 		}
 		c.links = append(c.links, row)
+	}
+	if cfg.Litmus != nil {
+		c.addTrial()
 	}
 	c.planFailures()
 	c.loop()
@@ -186,6 +215,9 @@ func Run(cfg Config) (*Result, error) {
 	}
 	c.result.Kinds = c.costs.sum()
 	c.result.Failed = c.ending
+	if c.err == nil {
+		c.result.Histories, c.err = c.history.judge()
+	}
 	if c.err != nil {
 		return &c.result, fmt.Errorf("sim: at %v, event %d: %w", time.Duration(c.now), c.result.Events, c.err)
 	}
@@ -224,34 +256,70 @@ func (c *cluster) loop() {
 			if !n.stopped {
 				c.run(n, e.vcpu)
 			}
-		case evFault:
-			c.fault(n, e.page, e.flag)
 		case evLand:
 			c.landed(n, &e)
 		case evMessage:
 			if c.arrives(&e) {
-				c.message(n, &e.msg, e.chain)
+				c.input(n, &e)
 			}
-		case evTick:
-			n.tickAt = math.MaxInt64
-			n.agent.Tick(c.now)
-			c.perform(n)
+		case evFault, evTick:
+			c.input(n, &e)
+		case evServe:
+			c.serve(n)
 		case evCrash:
 			c.crash(n)
 		case evBreak:
 			c.breakUnderWay(n.id, e.peer)
 		case evLearn:
 			c.learn(n, e.peer)
+		case evRetire:
+			c.retire(n, e.vcpu)
 		case evStop:
+			c.drainNode(n)
 			n.stopped = true
 		}
 	}
 }
 
-// fail notes the first violation.
+// fail notes the first violation that the simulator itself sees.
 func (c *cluster) fail(format string, args ...any) {
-	if c.err == nil {
+	if c.err == nil && !c.cfg.Blind {
 		c.err = fmt.Errorf(format, args...)
+	}
+}
+
+// input gives an agent something to do: at once, or in its turn if that takes time.
+func (c *cluster) input(n *node, e *event) {
+	if c.cfg.Service == 0 {
+		c.take(n, e)
+		return
+	}
+	if n.inbox = append(n.inbox, *e); len(n.inbox) == 1 {
+		c.plan(int64(c.cfg.Service)*n.slow, event{what: evServe, node: n.id})
+	}
+}
+
+// serve ends an agent's work at the first input, and begins that at the next.
+func (c *cluster) serve(n *node) {
+	e := n.inbox[0]
+	if n.inbox = n.inbox[1:]; len(n.inbox) > 0 {
+		c.plan(int64(c.cfg.Service)*n.slow, event{what: evServe, node: n.id})
+	}
+	if e.what != evMessage || !c.links[e.peer][n.id].deaf {
+		c.take(n, &e)
+	}
+}
+
+func (c *cluster) take(n *node, e *event) {
+	switch e.what {
+	case evFault:
+		c.fault(n, e.page, e.flag)
+	case evMessage:
+		c.message(n, &e.msg, e.chain)
+	case evTick:
+		n.tickAt = math.MaxInt64
+		n.agent.Tick(c.now)
+		c.perform(n)
 	}
 }
 
@@ -278,7 +346,7 @@ func (c *cluster) transmit(from, to int, e event) {
 	}
 	l.sent++
 	e.peer, e.nth = from, l.sent
-	at := max(c.now+c.between(c.cfg.Latency[0], c.cfg.Latency[1])*l.slow, l.arrival)
+	at := max(c.now+c.latency()*l.slow, l.arrival)
 	l.arrival = at
 	if l.doomed {
 		c.plan(c.rng.Int64N(at-c.now+1), event{what: evBreak, node: from, peer: to})
@@ -286,6 +354,9 @@ func (c *cluster) transmit(from, to int, e event) {
 	e.node = to
 	c.plan(at-c.now, e)
 }
+
+// pace is a random time from lo to hi, as the node goes.
+func (c *cluster) pace(n *node, lo, hi time.Duration) int64 { return c.between(lo, hi) * n.slow }
 
 // events is a heap by time and order of planning.
 type events []event

@@ -17,10 +17,13 @@ type room struct {
 var rooms = map[string]room{
 	"engine/wire":      {},
 	"engine/coherence": {ours: []string{"engine/wire"}},
-	"engine/sim":       {ours: []string{"engine/coherence", "engine/wire"}},
-	"engine/spec":      {ours: []string{"engine/wire"}, outside: []string{"github.com/goccy/go-yaml"}},
-	"engine/cluster":   {ours: []string{"engine/spec", "engine/wire"}},
-	"engine/control":   {ours: []string{"engine/cluster", "engine/spec", "engine/wire"}, tests: []string{"engine/control/controltest"}},
+	"engine/sim": {
+		ours:    []string{"engine/coherence", "engine/litmus", "engine/wire"},
+		outside: []string{"github.com/anishathalye/porcupine"},
+	},
+	"engine/spec":    {ours: []string{"engine/wire"}, outside: []string{"github.com/goccy/go-yaml"}},
+	"engine/cluster": {ours: []string{"engine/spec", "engine/wire"}},
+	"engine/control": {ours: []string{"engine/cluster", "engine/spec", "engine/wire"}, tests: []string{"engine/control/controltest"}},
 	"engine/control/controltest": { // a fake machine, for the tests of others
 		ours: []string{"engine/cluster", "engine/control", "engine/spec", "engine/wire"},
 	},
