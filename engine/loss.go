@@ -48,17 +48,17 @@ func (n *node) losses(lost []wire.NodeID) *control.LossPart {
 	return &control.LossPart{Kept: of(coherence.Kept), Lost: of(coherence.Lost), Uncertain: of(coherence.Uncertain)}
 }
 
-// watchWaiting ends the VM when there is no answer about a page. The mesh sees a peer that dies or goes silent as a whole,
-// and queue pairs see their own end; this is for a peer that goes on living without taking part, and for a message that
-// was refused: nobody sends it again. Patience is the time in which a silent peer counts as lost, after all others may
-// have had the page before, each for the longest tenure.
+// watchWaiting ends the VM when there is no answer about a page or a device. The mesh sees a peer that dies or goes silent
+// as a whole, and queue pairs see their own end; this is for a peer that goes on living without taking part, and for a
+// message that was refused: nobody sends it again. Patience is the time in which a silent peer counts as lost, after all
+// others may have had the page before, each for the longest tenure.
 func (n *node) watchWaiting() {
 	patience := n.plan.Timeouts.Lost.Std() + time.Duration(len(n.plan.Nodes))*n.plan.Tenure.Max.Std()
 	type since struct {
-		txn uint32
-		at  time.Time
+		id uint32
+		at time.Time
 	}
-	oldest := make([]since, len(n.memory.shards))
+	watched := make([]since, len(n.memory.shards)+len(n.lane.waiters))
 	tick := time.NewTicker(max(patience/4, time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -67,26 +67,46 @@ func (n *node) watchWaiting() {
 			return
 		case <-tick.C:
 		}
-		for i, s := range n.memory.shards {
-			w := s.Oldest()
-			o := &oldest[i]
-			if w.Txn == 0 || w.Txn != o.txn {
-				*o = since{w.Txn, time.Now()}
+		for i := range watched {
+			w, o := n.waiting(i), &watched[i]
+			if w.id == 0 || w.id != o.id {
+				*o = since{w.id, time.Now()}
 				continue
 			}
 			if waited := time.Since(o.at); waited >= patience {
-				n.unanswered(w, waited)
+				n.end(w.outcome(n.self, waited))
 				return
 			}
 		}
 	}
 }
 
-func (n *node) unanswered(w coherence.Waiting, waited time.Duration) {
-	reason := fmt.Sprintf("no answer for %v about the page at %#x", waited.Round(time.Millisecond), spec.PFNToGPA(w.Page))
-	if w.For == n.self {
-		n.end(control.Outcome{Kind: control.Failed, Reason: reason})
-		return
+// waiting is something that there may be no answer to.
+type waiting struct {
+	id     uint32 // tells it from others of the same shard or vCPU; 0: there is nothing
+	on     wire.NodeID
+	page   wire.PFN
+	device bool // a device of node 0, and no page
+}
+
+// waiting returns what the shard with that number waits for, or the vCPU, which come after the shards.
+func (n *node) waiting(i int) waiting {
+	if i < len(n.memory.shards) {
+		w := n.memory.shards[i].Oldest()
+		return waiting{id: w.Txn, on: w.For, page: w.Page}
 	}
-	n.end(control.LostNode(w.For, reason))
+	return waiting{id: n.lane.waiters[i-len(n.memory.shards)].expect.Load(), on: platformNode, device: true}
+}
+
+// outcome is how the VM ends for it.
+func (w waiting) outcome(self wire.NodeID, waited time.Duration) control.Outcome {
+	about := "a device"
+	if !w.device {
+		about = fmt.Sprintf("the page at %#x", spec.PFNToGPA(w.page))
+	}
+	reason := fmt.Sprintf("no answer for %v about %s", waited.Round(time.Millisecond), about)
+	if w.on == self {
+		return control.Outcome{Kind: control.Failed, Reason: reason}
+	}
+	return control.LostNode(w.on, reason)
 }

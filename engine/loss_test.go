@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"reflect"
 	"slices"
 	"strings"
@@ -142,5 +143,17 @@ func TestUnanswered(t *testing.T) {
 			l.release(0)
 			l.release(1)
 		})
+	}
+}
+
+// TestUnansweredDevice: a vCPU reads a device of node 0, and there is no answer.
+func TestUnansweredDevice(t *testing.T) {
+	plan := &spec.Plan{Nodes: make([]spec.PlanNode, 2), Timeouts: spec.Timeouts{Lost: spec.Duration(20 * time.Millisecond)}}
+	n := newNode(Options{Log: slog.New(slog.DiscardHandler)}, &control.Job{Plan: plan, Node: 1}, nil)
+	n.memory, n.lane = &memoryHalf{}, &lane{waiters: make([]waiter, 2)}
+	n.lane.waiters[1].expect.Store(7)
+	n.watchWaiting()
+	if o := n.outcome; o.Kind != control.NodeLost || *o.Lost != platformNode || !strings.Contains(o.Reason, "about a device") {
+		t.Errorf("node 1 ended: %v", o)
 	}
 }
