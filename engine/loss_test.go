@@ -109,7 +109,7 @@ func TestUnanswered(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			a := minivm.NewAsm().MovImm(minivm.RBX, spec.MinBootMemory).Load(minivm.RAX, minivm.RBX, 8).Label("end").Pause().Jmp("end")
 			l := newLocal(t, 2)
-			l.plan.Timeouts.Heartbeat, l.plan.Timeouts.Lost = spec.Duration(50*time.Millisecond), spec.Duration(time.Second)
+			l.plan.Timeouts.Heartbeat, l.plan.Timeouts.Lost = spec.Duration(50*time.Millisecond), spec.Duration(2*time.Second)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			if err := errors.Join(l.prepare(ctx, 2, minivm.Kernel(a.Bytes()))...); err != nil {
