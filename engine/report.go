@@ -53,6 +53,7 @@ func (n *node) report() *control.Report {
 			r.Verbs[v.String()] = o
 		}
 	}
+	r.Counters["huge_page_bytes"] = n.memory.ram.HugeBytes()
 	n.reportVCPUs(r)
 	r.Counters["lane_ipis_sent"] = n.lane.sentIPIs.Load()
 	r.Counters["lane_ipis_received"] = n.lane.recvIPIs.Load()

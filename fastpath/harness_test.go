@@ -65,7 +65,9 @@ func newTestNode(self int, l layout) (*testNode, error) {
 		spans = append(spans, fabric.Span{First: uint64(h.First) << wire.PageShift, Last: uint64(h.Last) << wire.PageShift})
 	}
 	var err error
-	if n.ram, err = ram.New(ram.Config{Size: uint64(l.total()) << wire.PageShift, Home: spans[self]}); err != nil {
+	if n.ram, err = ram.New(ram.Config{
+		Size: uint64(l.total()) << wire.PageShift, Home: spans[self], Small: l.shards > 1, // stripes are small
+	}); err != nil {
 		return nil, err
 	}
 	if err := n.ram.Populate(nil); err != nil {

@@ -24,6 +24,7 @@ func (s *Shard) perform(now int64) {
 		case coherence.OpSendPage:
 			s.sendPage(a)
 		case coherence.OpProtect:
+			s.split(a.Page)
 			began := s.clock()
 			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
 			s.metrics.Stage[StageRevoke].Record(s.clock() - began)
@@ -48,6 +49,7 @@ func (s *Shard) perform(now int64) {
 }
 
 func (s *Shard) unmap(page wire.PFN) {
+	s.split(page)
 	began := s.clock()
 	s.check("unmap", page, s.ram.Unmap(page))
 	gone := s.clock()
@@ -173,6 +175,7 @@ func (s *Shard) wakeWaiters(a *coherence.Action) {
 		s.check("unprotect", a.Page, s.u.WriteProtect(addr, wire.PageSize, false))
 		return
 	}
+	s.split(a.Page) // the kernel has lost the mapping of all of them
 	errno := s.u.Continue(addr, wire.PageSize, a.Mode == wire.Shared)
 	if errno == unix.EFAULT && s.ram.IsHome(a.Page) {
 		s.makeResident(a.Page)

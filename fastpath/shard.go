@@ -53,6 +53,7 @@ const DefaultSpin = 50 * time.Microsecond
 const (
 	messageBatch = 64 // messages taken from the lane in one round
 	eventBatch   = 32 // faults taken from the userfaultfd in one round
+	flushBatch   = 8  // messages after whose handling answers leave, even in the midst of a round
 	hotMax       = 64 // hot pages in a snapshot
 )
 
@@ -312,6 +313,9 @@ func (s *Shard) loop() {
 			}
 			s.cause = &s.in[i]
 			s.perform(now)
+			if i%flushBatch == flushBatch-1 {
+				s.ep.Flush()
+			}
 		}
 		s.cause = nil
 		if n > 0 {

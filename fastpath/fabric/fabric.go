@@ -6,11 +6,11 @@
 //
 // # Ordering
 //
-// Between one endpoint and one peer, everything happens in the order it was posted: Sends arrive in order,
+// Between one endpoint and one peer, Sends arrive in order,
 // and when Poll hands out a message, the bytes of every WritePage and WriteBytes that the sender posted to
 // this node before that Send are in this node's memory, visible to any of its threads that learns of the
-// message from Poll's caller. Nothing is promised about posts to different peers, and a WritePage that no
-// later Send follows is not known to have arrived. Posts become visible to the peer at Flush at the latest;
+// message from Poll's caller. They may be there earlier, even before messages sent before them. Nothing is promised
+// about posts to different peers, and a WritePage that no later Send follows is not known to have arrived. Posts become visible to the peer at Flush at the latest;
 // an endpoint may start them earlier.
 //
 // # Ownership

@@ -257,6 +257,24 @@ func (f *FD) Continue(addr, length uintptr, wp bool) unix.Errno {
 	}
 }
 
+// ContinueRange is Continue for several pages. It returns how many bytes it has mapped from addr on: with an errno, the
+// page behind them is the one that it is about.
+func (f *FD) ContinueRange(addr, length uintptr, wp bool) (uintptr, unix.Errno) {
+	var done uintptr
+	for try := 0; done < length; try++ {
+		errno := f.cont(addr+done, length-done, wp)
+		if mapped := f.contA.mapped; mapped > 0 {
+			done += uintptr(mapped)
+			try = 0
+			continue
+		}
+		if errno != unix.EAGAIN || try == againMax {
+			return done, errno
+		}
+	}
+	return done, 0
+}
+
 // WriteProtect takes the right to write from the range (on), or gives it back and wakes who waits for it (off).
 // When it returns, no thread and no vCPU can write to it any more.
 func (f *FD) WriteProtect(addr, length uintptr, on bool) unix.Errno {
