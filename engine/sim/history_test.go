@@ -12,7 +12,7 @@ func TestHistories(t *testing.T) {
 		if cfg.Nodes*cfg.VCPUs > 12 || cfg.Litmus != nil {
 			continue
 		}
-		cfg.History, cfg.Blind = true, true
+		cfg.History, cfg.blind = true, true
 		r, err := Run(cfg)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)

@@ -5,7 +5,29 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"ironspan/engine/coherence"
 )
+
+// TestSlowNodes: where all nodes are ten times slower, and messages nearly free, so is the run.
+func TestSlowNodes(t *testing.T) {
+	var took [2]time.Duration
+	for i := range took {
+		cfg := Random(3)
+		cfg.Crash, cfg.Break, cfg.Litmus, cfg.Tenure = nil, nil, nil, coherence.Tenure{}
+		cfg.Latency, cfg.Spread, cfg.Clogged = [2]time.Duration{1, 10}, Uniform, 0
+		cfg.FaultLatency, cfg.Service = 5*time.Microsecond, 2*time.Microsecond
+		cfg.Slow, cfg.SlowBy = float64(i), 10
+		r, err := Run(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		took[i] = r.Time
+	}
+	if took[1] < 8*took[0] || took[1] > 12*took[0] {
+		t.Errorf("%v, and slowly %v", took[0], took[1])
+	}
+}
 
 // TestLatency: each distribution has its median and its tail where its description says, and none goes beyond the
 // bound.

@@ -92,7 +92,7 @@ func TestLitmusBlind(t *testing.T) {
 	for seed := uint64(1); seed <= 4; seed++ {
 		for i := range litmus.Shapes {
 			cfg := tried(seed, &litmus.Shapes[i], litmus.Split{}, true)
-			cfg.Blind = true
+			cfg.blind = true
 			if _, err := Run(cfg); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}

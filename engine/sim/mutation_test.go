@@ -257,6 +257,7 @@ var found = regexp.MustCompile(`seed (\d+): (.*)`)
 
 // hunt runs a test on the mutant, which has to fail.
 func (m *mutant) hunt(t *testing.T, goTool, rooms, test string) {
+	t.Parallel()
 	path := filepath.Join(rooms, m.file)
 	src, err := os.ReadFile(path)
 	if err != nil {

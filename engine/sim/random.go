@@ -47,9 +47,12 @@ func Random(seed uint64) Config {
 	cfg.History = cfg.Nodes*cfg.VCPUs <= 12 && rng.IntN(3) == 0
 	cfg.Ops = accesses / (cfg.Nodes * cfg.VCPUs)
 	pages := memory(rng, &cfg, rangeMax)
-	cfg.Workload = workload(rng, &cfg, pages)
 	if rng.IntN(8) == 0 {
 		litmusTest(rng, &cfg, pages)
+	}
+	cfg.Workload = workload(rng, &cfg, pages)
+	if cfg.Litmus != nil {
+		cfg.Workload = cfg.Litmus.sparing(cfg.Workload)
 	}
 	if rng.IntN(6) == 0 {
 		failures(rng, &cfg)
@@ -112,21 +115,19 @@ func workload(rng *rand.Rand, cfg *Config, pages []wire.PFN) Workload {
 	}
 }
 
-// litmusTest draws a shape and where its threads and variables are, if there is room for them, for a cluster of which
-// the rest is drawn.
+// litmusTest draws a shape and where its threads and variables are, if there is room for them. The rest is drawn, but
+// for the workload.
 func litmusTest(rng *rand.Rand, cfg *Config, pages []wire.PFN) {
 	l := &Litmus{
 		Shape: &litmus.Shapes[rng.IntN(len(litmus.Shapes))], Rounds: 30,
-		Buffers: rng.IntN(4) > 0, Retire: logUniform(rng.Float64(), 100*time.Nanosecond, 100*time.Microsecond),
+		Buffers: rng.IntN(4) > 0, Retire: logUniform(rng.Float64(), time.Microsecond, 300*time.Microsecond),
 	}
 	if len(pages) < 2*litmus.MaxVars {
 		return
 	}
-	variable := map[wire.PFN]bool{}
 	for v := range l.Shape.Vars() {
 		l.Pages[v] = [2]wire.PFN{pages[2*v], pages[2*v+1]}
 		l.Split[v] = l.Buffers && !l.Shape.Locked() && rng.IntN(4) == 0
-		variable[pages[2*v]], variable[pages[2*v+1]] = true, true
 	}
 	threads := len(l.Shape.Threads)
 	cfg.VCPUs = max(cfg.VCPUs, (threads+cfg.Nodes-1)/cfg.Nodes)
@@ -140,13 +141,22 @@ func litmusTest(rng *rand.Rand, cfg *Config, pages []wire.PFN) {
 	if cfg.Cache > 0 && l.Split != (litmus.Split{}) {
 		cfg.Cache = max(cfg.Cache, 4*cfg.VCPUs) // an instruction that stores to two pages needs both at a time
 	}
-	others := cfg.Workload
-	cfg.Workload = func(rng *rand.Rand, node, vcpu, n int) ([]Access, time.Duration) {
+	cfg.Litmus, cfg.History, cfg.Ops = l, false, cfg.Ops/4
+}
+
+// sparing is the workload without writes to the variables.
+func (l *Litmus) sparing(others Workload) Workload {
+	variable := map[wire.PFN]bool{}
+	for v := range l.Shape.Vars() {
+		variable[l.Pages[v][0]], variable[l.Pages[v][1]] = true, true
+	}
+	return func(rng *rand.Rand, node, vcpu, n int) ([]Access, time.Duration) {
 		ops, think := others(rng, node, vcpu, n)
-		ops[0].Write = ops[0].Write && !variable[ops[0].Page]
+		for i := range ops {
+			ops[i].Write = ops[i].Write && !variable[ops[i].Page]
+		}
 		return ops, think
 	}
-	cfg.Litmus, cfg.History, cfg.Ops = l, false, cfg.Ops/4
 }
 
 // failures draws one failure, or two, at times from the beginning to after most runs' end.

@@ -77,8 +77,8 @@ type Config struct {
 	// Litmus, if not nil, has some of the vCPUs run threads that tell memory models apart.
 	Litmus *Litmus
 
-	// Blind switches off what the simulator checks with its own knowledge, for tests of the judges that have none.
-	Blind bool
+	// blind switches off what the simulator checks with its own knowledge, for tests of the judges that have none.
+	blind bool
 
 	// What fails. From the failure until each end of a broken link learns of it, and from the first to learn until
 	// each node has stopped its vCPUs, it takes Detect[0] to Detect[1].
@@ -283,7 +283,7 @@ func (c *cluster) loop() {
 
 // fail notes the first violation that the simulator itself sees.
 func (c *cluster) fail(format string, args ...any) {
-	if c.err == nil && !c.cfg.Blind {
+	if c.err == nil && !c.cfg.blind {
 		c.err = fmt.Errorf(format, args...)
 	}
 }
