@@ -392,6 +392,7 @@ func (n *node) start() error {
 		n.vm.Stop()
 		n.lane.halt()
 	})
+	n.watching.Go(n.watchWaiting)
 	n.state(control.PhaseBooting, "")
 	return nil
 }

@@ -45,13 +45,19 @@ func (s *Shard) Snapshot() Snapshot {
 	for g := range Stages {
 		snap.Stages[g.String()] = m.Stage[g].Snapshot()
 	}
-	snap.Agent, snap.Hot = s.shot.read(s)
+	snap.Agent, snap.Hot, _ = s.shot.read(s)
 	return snap
+}
+
+// Oldest returns the request that the shard has waited for longest; otherwise it is like Snapshot.
+func (s *Shard) Oldest() coherence.Waiting {
+	_, _, oldest := s.shot.read(s)
+	return oldest
 }
 
 // shot carries what only the shard's thread may read to whoever wants a snapshot.
 //
-// While the shard runs, agent and hot belong to the thread from the moment want is set until it clears it, and to
+// While the shard runs, agent, hot and oldest belong to the thread from the moment want is set until it clears it, and to
 // the reader, who holds readers, before and after. While it does not run, the reader takes them himself, under
 // life, which Run holds when it begins and ends, never in between.
 type shot struct {
@@ -61,6 +67,7 @@ type shot struct {
 	want    atomic.Bool
 	agent   coherence.Stats
 	hot     []coherence.HotPage
+	oldest  coherence.Waiting
 }
 
 func (t *shot) begin() {
@@ -87,10 +94,11 @@ func (t *shot) answer(s *Shard) {
 func (t *shot) take(s *Shard) {
 	t.agent = *s.agent.Stats()
 	t.hot = s.agent.HotPages(t.hot[:0], hotMax)
+	t.oldest = s.agent.Oldest()
 }
 
 // read is the reader's part.
-func (t *shot) read(s *Shard) (coherence.Stats, []coherence.HotPage) {
+func (t *shot) read(s *Shard) (coherence.Stats, []coherence.HotPage, coherence.Waiting) {
 	t.readers.Lock()
 	defer t.readers.Unlock()
 	t.life.Lock()
@@ -111,5 +119,5 @@ func (t *shot) read(s *Shard) (coherence.Stats, []coherence.HotPage) {
 			}
 		}
 	}
-	return t.agent, append([]coherence.HotPage(nil), t.hot...)
+	return t.agent, append([]coherence.HotPage(nil), t.hot...), t.oldest
 }

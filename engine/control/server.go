@@ -174,6 +174,7 @@ func (s *Server) routes() http.Handler {
 		"POST /v1/vms/{id}/console": (*vm).stream,
 		"POST /v1/vms/{id}/stop":    (*vm).stop,
 		"GET /v1/vms/{id}/report":   (*vm).report,
+		"GET /v1/vms/{id}/losses":   (*vm).losses,
 		"DELETE /v1/vms/{id}":       (*vm).delete,
 	} {
 		mux.HandleFunc(pattern, s.withVM(h))
@@ -728,6 +729,28 @@ func (v *vm) count(ctx context.Context) (*Report, error) {
 	out := *rep
 	out.Node, out.Name, out.VM = v.node, v.plan.Nodes[v.node].Name, v.plan.Name
 	return &out, nil
+}
+
+// losses answers once the VM has ended here.
+func (v *vm) losses(w http.ResponseWriter, r *http.Request) {
+	lost, e := parseLost(v.plan, v.node, r.URL.Query().Get("of"))
+	if e != nil {
+		writeError(w, e)
+		return
+	}
+	v.mu.Lock()
+	state := v.state
+	v.mu.Unlock()
+	if state != vmEnded {
+		writeError(w, errorf(CodeState, "the VM is %s: what was lost is known when it has ended", state))
+		return
+	}
+	part, err := v.s.machine.Losses(r.Context(), lost)
+	if err != nil {
+		writeError(w, errorf(CodeFailed, "%s", err))
+		return
+	}
+	writeJSON(w, http.StatusOK, part)
 }
 
 func (v *vm) delete(w http.ResponseWriter, r *http.Request) {

@@ -31,6 +31,8 @@ type Aftermath struct {
 	Lost    int // packets that did not
 	Torn    int // writes that landed in part
 	Blocked int // vCPUs of nodes that are left, which in the end waited for a page
+
+	Losses // what the nodes that are left say of the pages
 }
 
 func (c *cluster) planFailures() {
@@ -139,4 +141,5 @@ func (c *cluster) afterLoss() {
 			c.check(wire.PFN(p))
 		}
 	}
+	c.checkLosses()
 }

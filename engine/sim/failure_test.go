@@ -9,8 +9,11 @@ import (
 // on any more does not break.)
 func TestFailures(t *testing.T) {
 	var sum Aftermath
-	ended := 0
-	for seed := uint64(1); seed <= 600; seed++ {
+	ended, seeds := 0, uint64(2000)
+	if testing.Short() {
+		seeds = 600
+	}
+	for seed := uint64(1); seed <= seeds; seed++ {
 		cfg := Random(seed)
 		cfg.Crash, cfg.Break = nil, nil
 		failures(rand.New(rand.NewPCG(seed, 0xfa11)), &cfg)
@@ -26,9 +29,13 @@ func TestFailures(t *testing.T) {
 		sum.Lost += r.Aftermath.Lost
 		sum.Torn += r.Aftermath.Torn
 		sum.Blocked += r.Aftermath.Blocked
+		sum.Kept += r.Aftermath.Kept
+		sum.Gone += r.Aftermath.Gone
+		sum.Uncertain += r.Aftermath.Uncertain
 	}
-	t.Logf("600 failures, %d of them noticed while vCPUs were running: %+v", ended, sum)
-	if ended < 100 || sum.Ops == 0 || sum.Late == 0 || sum.Lost == 0 || sum.Torn == 0 || sum.Blocked == 0 {
+	t.Logf("%d failures, %d of them noticed while vCPUs were running: %+v", seeds, ended, sum)
+	if ended < 100 || sum.Ops == 0 || sum.Late == 0 || sum.Lost == 0 || sum.Torn == 0 || sum.Blocked == 0 ||
+		sum.Kept == 0 || sum.Gone == 0 || sum.Uncertain == 0 {
 		t.Error("some of that never happens")
 	}
 }

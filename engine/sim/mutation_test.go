@@ -185,6 +185,42 @@ var mutantsOf = []struct {
 		"failure: a node is told of no failure but its own", "../sim/failure.go",
 		"\tfor _, m := range c.nodes {\n\t\tc.plan(", "\tfor _, m := range c.nodes[n.id:n.id+1] {\n\t\tc.plan(",
 	}},
+	{"TestFailures", mutant{
+		"losses: a lost node's pages that others read are not kept", "loss.go",
+		"if p.mode != wire.None {\n\t\treturn Kept", "if p.mode == wire.Modified {\n\t\treturn Kept",
+	}},
+	{"TestFailures", mutant{
+		"losses: what is asked for counts as kept", "loss.go",
+		"r.granted && r.carried != 0 {", "r.txn != 0 {",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node owned counts as safe", "loss.go",
+		"case !e.is(shared) && gone(e.owner):", "case false:",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node read counts as lost", "loss.go",
+		"case !e.is(shared) && gone(e.owner):", "case e.sharers&lost != 0 || gone(e.owner):",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node was about to write counts as safe", "loss.go",
+		"if r.kind != wire.Put && gone(r.requester) {", "if false {",
+	}},
+	{"TestFailures", mutant{
+		"losses: what was about to be given back counts as safe", "loss.go",
+		"\t\treturn Uncertain // it may have been written back, but", "\t\treturn 0 // it may have been written back, but",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node was about to let others read counts as safe", "loss.go",
+		"if gone(e.owner) && (e.is(writeBack) || r.requester == a.self) {", "if false {",
+	}},
+	{"TestFailures", mutant{
+		"losses: what was between two nodes counts as safe", "loss.go",
+		"return Uncertain // it is at one of them", "return 0 // it is at one of them",
+	}},
+	{"TestFailures", mutant{
+		"losses: what was between two nodes counts as lost", "loss.go",
+		"return Uncertain // it is at one of them", "return Lost // it is at one of them",
+	}},
 	{"TestSim", mutant{
 		"sets of nodes have room for 32", "agent.go",
 		"func bit(n wire.NodeID) uint64 { return 1 << n }", "func bit(n wire.NodeID) uint64 { return 1 << (n % 32) }",

@@ -36,12 +36,17 @@ ends the VM, everything else goes to the guest. Progress is on standard error.
 
 The VM is the command's: when it ends, is interrupted, or dies, the nodes stop the VM and clean up.
 
+A VM that loses a node ends. What is left of its nodes is asked for the pages whose only current copy was
+at the lost one: how many, and of which node's memory, is said at the end; --report has all ranges of
+guest-physical addresses, under "losses".
+
 Exit status:
     0  the guest powered off by itself
     1  a node or ironspan failed
     2  the command line or the spec is wrong
     3  the guest was reset or crashed
-    4  a node was lost; the message says which
+    4  a node was lost, or two lost each other; the message says which, and what of the guest's memory was
+       lost with them
     5  a node is out of reach, refused, or lacks something
     6  --timeout
   130  interrupted
@@ -108,6 +113,9 @@ func (c *runCmd) Run(con *console) error {
 
 	rep, err := control.Run(ctx, sp, opts)
 	term.restore()
+	if rep != nil && rep.Losses != nil {
+		fmt.Fprintln(stderr, "ironspan:", rep.Losses)
+	}
 	if rep != nil && c.Report != "" {
 		if werr := writeReport(c.Report, rep); werr != nil && err == nil {
 			return fmt.Errorf("report: %w", werr)
@@ -179,6 +187,8 @@ func (c *runCmd) verdict(ctx context.Context, rep *control.RunReport, err error)
 				return fail(exitNodeLost, "a node was lost%s", because(o.Reason))
 			}
 			return fail(exitNodeLost, "node %d was lost%s", *o.Lost, because(o.Reason))
+		case control.LinkLost:
+			return fail(exitNodeLost, "nodes %d and %d lost each other%s", o.Link[0], o.Link[1], because(o.Reason))
 		}
 		return fail(exitFailed, "the VM failed%s", because(o.Reason))
 	}
