@@ -32,8 +32,10 @@ func (s *Shard) Metrics() *Metrics { return &s.metrics }
 // Snapshot returns the shard's state. The shard's thread copies what only it may read, so while it runs this waits
 // for the end of its round. It must not be called on the shard's thread, nor after Close.
 func (s *Shard) Snapshot() Snapshot {
+	agent, hot, _ := s.shot.read(s) // first: what follows is then of the end of that round or later
 	m := &s.metrics
 	snap := Snapshot{
+		Agent: agent, Hot: hot,
 		Latency: make(map[string]HistogramSnapshot, FaultKinds), Stages: make(map[string]HistogramSnapshot, Stages),
 		Faults: m.Faults.Load(), ZeroPages: m.ZeroPages.Load(), Leftovers: m.Leftovers.Load(), Remapped: m.Remapped.Load(),
 		Rounds: m.Rounds.Load(), Spins: m.Spins.Load(), Sleeps: m.Sleeps.Load(),
@@ -45,7 +47,6 @@ func (s *Shard) Snapshot() Snapshot {
 	for g := range Stages {
 		snap.Stages[g.String()] = m.Stage[g].Snapshot()
 	}
-	snap.Agent, snap.Hot, _ = s.shot.read(s)
 	return snap
 }
 
