@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ironspan/engine/coherence"
+	"ironspan/engine/leaktest"
 	"ironspan/engine/wire"
 	"ironspan/fastpath"
 	"ironspan/fastpath/fabric"
@@ -41,6 +42,7 @@ const (
 	duoSweep   = 256 // to the pages that guests sweep over, more of them than a node may cache
 	sweepPages = 1024
 
+	testEpoch  = 7
 	reportPort = 0xf0 // 32 bits, one result after the other
 	donePort   = 0xf4
 )
@@ -87,7 +89,7 @@ func needKVM(t *testing.T) *uffd.Support {
 func newDuo(t *testing.T, change func(*coherence.Config), programs [2][]byte) [2]*duoNode {
 	t.Helper()
 	support := needKVM(t)
-	noLeak(t)
+	leaktest.Check(t)
 	procs := runtime.GOMAXPROCS(0)
 	raiseProcs(2 * 2)
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })

@@ -19,6 +19,7 @@ import (
 
 	"ironspan/engine/cluster"
 	"ironspan/engine/control"
+	"ironspan/engine/leaktest"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 	"ironspan/kvmhost"
@@ -67,7 +68,7 @@ type local struct {
 func newLocal(t *testing.T, nodes int) *local {
 	t.Helper()
 	needKVM(t)
-	noLeak(t)
+	leaktest.Check(t)
 	procs := runtime.GOMAXPROCS(0)
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
 	l := &local{t: t}

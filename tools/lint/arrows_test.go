@@ -24,6 +24,12 @@ var rooms = map[string]room{
 	"engine/control/controltest": { // a fake machine, for the tests of others
 		ours: []string{"engine/cluster", "engine/control", "engine/spec", "engine/wire"},
 	},
+	"engine/lane": {
+		ours:    []string{"engine/wire", "fastpath/fabric", "kvmhost/..."},
+		outside: []string{"golang.org/x/sys"},
+		tests:   []string{"engine/leaktest"},
+	},
+	"engine/leaktest": {outside: []string{"go.uber.org/goleak"}}, // for the tests of others
 	"engine/nodetest": { // nodes for mini-guests, for the tests of others
 		ours: []string{"engine/coherence", "engine/wire", "fastpath/...", "kvmhost/..."},
 	},
