@@ -123,6 +123,14 @@ func (ratio *Ratio) compute(above, below [][]float64) {
 	ratio.Doubtful = ratio.met(ratio.Low) != ratio.met(ratio.High)
 }
 
+// Describe is the verdict with the value, as in "missed at 1.9".
+func (ratio *Ratio) Describe() string {
+	if ratio.Verdict == NotMeasured {
+		return string(NotMeasured)
+	}
+	return fmt.Sprintf("%s at %s", ratio.Verdict, digits(ratio.Value))
+}
+
 func (ratio *Ratio) met(value float64) bool {
 	if ratio.AtLeast {
 		return value >= ratio.Bound

@@ -31,6 +31,12 @@ func (r *Run) Record(name string, m Measure, labels Labels) *Recorder {
 	return rec
 }
 
+// Control marks the series as one that has nothing of Ironspan in it, and returns the recorder.
+func (rec *Recorder) Control() *Recorder {
+	rec.series.Control = true
+	return rec
+}
+
 // Begin begins a round anew: what was added since the last End is forgotten, as a warm-up's samples are.
 func (rec *Recorder) Begin() { rec.round.Reset() }
 

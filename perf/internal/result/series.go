@@ -29,6 +29,9 @@ type Series struct {
 	Name   string `json:"name"` // parts with slashes between, as in fault/read/clean-at-home
 	Labels Labels `json:"labels,omitempty"`
 	Measure
+	// Control: nothing of Ironspan is in it, as in the raw device's or another system's figures. Comparisons take it for a
+	// sign of whether the machine is as it was.
+	Control bool `json:"control,omitempty"`
 	Summary
 	// Rounds are the observations for ratios and comparisons.
 	Rounds []Round `json:"rounds"`
@@ -72,6 +75,15 @@ type Stage struct {
 func StageOf(name string, h *Histogram) Stage {
 	s := h.summary()
 	return Stage{Name: name, Count: s.Count, MeanNs: h.Mean(), P50Ns: s.P50, P99Ns: s.P99}
+}
+
+// PerSample is how much of an average sample of the series the stage takes, in nanoseconds: its mean, weighed by how many
+// samples went through it. Where a sample can go through it more than once, so does its time.
+func (stage Stage) PerSample(s *Series) float64 {
+	if s.Count == 0 {
+		return 0
+	}
+	return stage.MeanNs * float64(stage.Count) / float64(s.Count)
 }
 
 // Key names the series within a run.
