@@ -14,9 +14,12 @@ import (
 // it, and as plain KVM has it on the same backing.
 func walks(c Scale) []*Bench { return []*Bench{walk(c, true), walk(c, false)} }
 
+// walkSize is the bytes of memory to walk over: a power of two.
+func (c Scale) walkSize() uint64 { return uint64(1) << (bits.Len(uint(c.Local)) - 1) * wire.PageSize }
+
 func walk(c Scale, plain bool) *Bench {
 	const name, batches = "local/walk", 2
-	size := uint64(1) << (bits.Len(uint(c.Local)) - 1) * wire.PageSize
+	size := c.walkSize()
 	labels := result.Labels{"size": strconv.FormatUint(size, 10), "memory": "home"}
 	if plain {
 		labels["memory"] = "plain"
