@@ -14,34 +14,50 @@ import (
 	"strings"
 
 	"ironspan/tools/lab/internal/apt"
+	"ironspan/tools/lab/internal/qemu"
 )
-
-// suite is the release programs come from; what they need of a kernel, all of the lab's have.
-const suite = "bookworm"
 
 const (
 	libraries  = "lib"
 	loaderFile = "lib/ld-linux-x86-64.so.2"
 )
 
-// packages are the programs the lab knows, with the package each is in.
-var packages = map[string]string{"nbd-server": "nbd-server", "nbd-client": "nbd-client"}
+// source is where a program is to be had. What these need of a kernel, all of the lab's have.
+type source struct{ suite, packageName string }
+
+// sources are the programs the lab knows.
+var sources = map[string]source{
+	"nbd-server": {"bookworm", "nbd-server"},
+	"nbd-client": {"bookworm", "nbd-client"},
+	qemuProgram:  {"trixie", "qemu-system-x86"},
+}
+
+const (
+	qemuProgram = "qemu-system-x86_64"
+	qemuMajor   = 10 // 7.2, the servers' own, lets the rate limit of a post-copy migration hold back what is asked for
+)
 
 // Names are the programs that can be had.
 func Names() []string {
 	var names []string
-	for n := range packages {
+	for n := range sources {
 		names = append(names, n)
 	}
 	sort.Strings(names)
 	return names
 }
 
-// Get returns the words that run a program in any server, fetching it if it is not in the cache.
+// Get returns the words that run a program in any server, fetching it if it is not in the cache. This machine's own QEMU
+// is as good, if it is new enough.
 func Get(ctx context.Context, name string, progress func(string, ...any)) ([]string, error) {
-	pkg, ok := packages[name]
+	from, ok := sources[name]
 	if !ok {
 		return nil, fmt.Errorf("program: no program %q: choose one of %s", name, strings.Join(Names(), ", "))
+	}
+	if name == qemuProgram {
+		if own, err := qemu.Installed(ctx); err == nil && own.Major >= qemuMajor {
+			return []string{own.Path}, nil
+		}
 	}
 	cache, err := apt.CacheDir()
 	if err != nil {
@@ -50,7 +66,7 @@ func Get(ctx context.Context, name string, progress func(string, ...any)) ([]str
 	home := filepath.Join(cache, "program", name)
 	dir, err := apt.Newest(home)
 	if errors.Is(err, fs.ErrNotExist) {
-		dir, err = fetch(ctx, home, name, pkg, progress)
+		dir, err = fetch(ctx, home, name, from, progress)
 	}
 	if err != nil {
 		return nil, err
@@ -71,8 +87,8 @@ func complete(dir, name string) error {
 	return nil
 }
 
-func fetch(ctx context.Context, home, name, pkg string, progress func(string, ...any)) (string, error) {
-	a, err := apt.Open(ctx, suite, progress)
+func fetch(ctx context.Context, home, name string, from source, progress func(string, ...any)) (string, error) {
+	a, err := apt.Open(ctx, from.suite, progress)
 	if err != nil {
 		return "", err
 	}
@@ -80,13 +96,13 @@ func fetch(ctx context.Context, home, name, pkg string, progress func(string, ..
 	if err := a.Update(ctx); err != nil {
 		return "", err
 	}
-	all, err := a.Closure(ctx, pkg)
+	all, err := a.Closure(ctx, from.packageName)
 	if err != nil {
 		return "", err
 	}
 	var needed []*apt.Package
 	for _, p := range all {
-		if p.Name == pkg || strings.HasPrefix(p.Name, "lib") || strings.HasPrefix(p.Name, "zlib") {
+		if p.Name == from.packageName || strings.HasPrefix(p.Name, "lib") || strings.HasPrefix(p.Name, "zlib") {
 			needed = append(needed, p)
 		}
 	}
