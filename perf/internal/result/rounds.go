@@ -1,0 +1,36 @@
+package result
+
+import (
+	"context"
+	"math/rand/v2"
+)
+
+// Part is one of a group of things that are measured side by side.
+type Part struct {
+	Name  string                                     // of its series, or what all their names begin with
+	Round func(ctx context.Context, round int) error // one round of it
+}
+
+// Interleave measures the parts of a group in rounds: in each round every part has one turn, in an order that the seed
+// decides, so that no part always follows the same other one. A part that fails is left out from then on, and the run says
+// why; the rounds it had stay. It returns an error only when the context ends.
+func (r *Run) Interleave(ctx context.Context, rounds int, seed uint64, parts ...Part) error {
+	order := rand.New(rand.NewPCG(seed, uint64(len(parts))))
+	failed := make([]bool, len(parts))
+	for round := range rounds {
+		for _, i := range order.Perm(len(parts)) {
+			if failed[i] {
+				continue
+			}
+			err := parts[i].Round(ctx, round)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				failed[i] = true
+				r.Miss(parts[i].Name, err)
+			}
+		}
+	}
+	return nil
+}
