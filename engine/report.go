@@ -5,6 +5,7 @@ import (
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/control"
+	"ironspan/engine/lane"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 	"ironspan/fastpath"
@@ -55,17 +56,17 @@ func (n *node) report() *control.Report {
 	}
 	r.Counters["huge_page_bytes"] = n.memory.ram.HugeBytes()
 	n.reportVCPUs(r)
-	r.Counters["lane_ipis_sent"] = n.lane.sentIPIs.Load()
-	r.Counters["lane_ipis_received"] = n.lane.recvIPIs.Load()
-	r.Counters["lane_reads"] = n.lane.accesses.Load()
-	r.Counters["lane_writes"] = n.lane.posted.Load()
-	r.Counters["lane_served"] = n.lane.served.Load()
-	r.Counters["lane_dropped"] = n.lane.dropped.Load()
-	if n.self != platformNode {
+	l := n.lane.Stats()
+	r.Counters["lane_ipis_sent"] = l.SentIPIs
+	r.Counters["lane_ipis_received"] = l.ReceivedIPIs
+	r.Counters["lane_reads"] = l.Reads
+	r.Counters["lane_writes"] = l.Writes
+	r.Counters["lane_served"] = l.Served
+	r.Counters["lane_dropped"] = l.Dropped
+	if n.self != lane.Platform {
 		khz := n.me().TSCKHz
-		r.Counters["clock_error_ns"] = uint64(kvmhost.TSCToNs(n.lane.clock.best.Load()/2, khz))
-		drift := n.lane.clock.drift.Load()
-		r.Counters["clock_drift_ns"] = uint64(kvmhost.TSCToNs(uint64(max(drift, -drift)), khz))
+		r.Counters["clock_error_ns"] = uint64(kvmhost.TSCToNs(l.RoundTrip/2, khz))
+		r.Counters["clock_drift_ns"] = uint64(kvmhost.TSCToNs(uint64(max(l.Drift, -l.Drift)), khz))
 	}
 	return r
 }
@@ -104,7 +105,7 @@ func (n *node) reportVCPUs(r *control.Report) {
 				r.Exits[c.String()] += stats[c]
 			}
 		}
-		v.Online = n.self == platformNode && i == 0 || stats[kvmhost.StartupsTaken] > 0
+		v.Online = n.self == lane.Platform && i == 0 || stats[kvmhost.StartupsTaken] > 0
 		r.VCPUs = append(r.VCPUs, v)
 	}
 }

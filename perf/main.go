@@ -25,9 +25,12 @@ const (
 
 // cli is the whole command line.
 type cli struct {
+	Host    hostCmd    `cmd:"" help:"Measure on this host: mini-guests on /dev/kvm, nodes over shared memory."`
+	Lab     labCmd     `cmd:"" help:"Measure in servers of the lab: the same over verbs."`
 	Show    showCmd    `cmd:"" help:"Show a result as tables."`
 	Plot    plotCmd    `cmd:"" help:"Draw a result, as SVG and PNG."`
 	Compare compareCmd `cmd:"" help:"Name what changed between two results by more than noise."`
+	Inside  insideCmd  `cmd:"" hidden:""`
 }
 
 const description = `Measure Ironspan, and judge what was measured.

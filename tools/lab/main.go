@@ -30,12 +30,16 @@ type cli struct {
 	Kill   killCmd   `cmd:"" help:"Switch a server off, as a power cut would."`
 	Link   linkCmd   `cmd:"" help:"Cut, mend or worsen a server's link."`
 
+	Modprobe modprobeCmd `cmd:"" help:"Load kernel modules in a server."`
+	Program  programCmd  `cmd:"" help:"Print how to run a program of the distribution in a server, fetching it if it is not there."`
+
 	Test testCmd `cmd:"" help:"Run Go packages' tests in a server."`
 	Run  runCmd  `cmd:"" help:"Boot a guest as one Ironspan VM over servers of a lab of its own."`
 
 	Calibrate calibrateCmd `cmd:"" hidden:""`
 	TestExec  testExecCmd  `cmd:"" hidden:""`
 	Supervise superviseCmd `cmd:"" hidden:""`
+	Insmod    insmodCmd    `cmd:"" hidden:""`
 }
 
 // exitStatus ends the program with a status of its own, silently: all is said.

@@ -40,8 +40,8 @@ type Tree struct {
 	builtin map[string]bool
 }
 
-// norm: the kernel takes - and _ in module names for the same.
-func norm(name string) string { return strings.ReplaceAll(name, "-", "_") }
+// ModuleName is a module's name as the kernel has it, which takes - and _ for the same.
+func ModuleName(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 func moduleName(path string) (string, bool) {
 	base := filepath.Base(path)
@@ -51,7 +51,7 @@ func moduleName(path string) (string, bool) {
 	}
 	switch base[i:] {
 	case ".ko", ".ko.xz":
-		return norm(base[:i]), true
+		return ModuleName(base[:i]), true
 	}
 	return "", false
 }
@@ -89,7 +89,7 @@ func (t *Tree) Closure(names []string, optional map[string]bool) ([]Module, erro
 	seen := map[string]bool{}
 	var visit func(name, by string) error
 	visit = func(name, by string) error {
-		key := norm(name)
+		key := ModuleName(name)
 		if seen[key] || t.builtin[key] {
 			return nil
 		}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ironspan/tools/lab/internal/kernel"
 )
 
 // EnvDir names the directory that holds the state of all labs.
@@ -101,6 +103,22 @@ func (d Dir) config() string    { return filepath.Join(d.Path(), "config.json") 
 func (d Dir) pids() string      { return filepath.Join(d.Path(), "pids.json") }
 func (d Dir) initramfs() string { return filepath.Join(d.Path(), "initramfs") }
 func (d Dir) lockFile() string  { return filepath.Join(d.root, d.Name+".lock") }
+
+// Modules are those of the servers' kernel. The lab must be up.
+func (d Dir) Modules() (*kernel.Tree, error) {
+	b, err := os.ReadFile(d.config())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("lab: %s is %w: start it with `lab up`", d.Name, ErrNotUp)
+	}
+	var c Config
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	return kernel.OpenTree(c.Modules)
+}
 
 // lock takes the lab for its holder's life, or returns nil if somebody else has it. The lock belongs to
 // the open file, so it is handed to the supervisor by inheritance; the kernel frees it when the
