@@ -7,6 +7,7 @@ import (
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/control"
+	"ironspan/engine/lane"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 )
@@ -58,7 +59,7 @@ func (n *node) watchWaiting() {
 		id uint32
 		at time.Time
 	}
-	watched := make([]since, len(n.memory.shards)+len(n.lane.waiters))
+	watched := make([]since, len(n.memory.shards)+len(n.me().APICIDs))
 	tick := time.NewTicker(max(patience/4, time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -95,7 +96,7 @@ func (n *node) waiting(i int) waiting {
 		w := n.memory.shards[i].Oldest()
 		return waiting{id: w.Txn, on: w.For, page: w.Page}
 	}
-	return waiting{id: n.lane.waiters[i-len(n.memory.shards)].expect.Load(), on: platformNode, device: true}
+	return waiting{id: n.lane.Waiting(i - len(n.memory.shards)), on: lane.Platform, device: true}
 }
 
 // outcome is how the VM ends for it.

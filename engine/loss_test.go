@@ -7,10 +7,12 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"ironspan/engine/control"
+	"ironspan/engine/lane"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 	"ironspan/fastpath/fabric"
@@ -103,7 +105,7 @@ func TestUnanswered(t *testing.T) {
 			l.Flush()
 		}},
 		{"queue pair", "retries exceeded", 0, func(_, asks *node) {
-			asks.fabricLost(&fabric.PeerError{Peer: 1, Op: "poll", Reason: errors.New("retries exceeded")})
+			asks.FabricLost(&fabric.PeerError{Peer: 1, Op: "poll", Reason: errors.New("retries exceeded")})
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -148,12 +150,21 @@ func TestUnanswered(t *testing.T) {
 
 // TestUnansweredDevice: a vCPU reads a device of node 0, and there is no answer.
 func TestUnansweredDevice(t *testing.T) {
-	plan := &spec.Plan{Nodes: make([]spec.PlanNode, 2), Timeouts: spec.Timeouts{Lost: spec.Duration(20 * time.Millisecond)}}
+	plan := &spec.Plan{Timeouts: spec.Timeouts{Lost: spec.Duration(20 * time.Millisecond)}}
+	plan.Nodes = []spec.PlanNode{{APICIDs: []uint32{0}}, {APICIDs: []uint32{2, 3}}}
 	n := newNode(Options{Log: slog.New(slog.DiscardHandler)}, &control.Job{Plan: plan, Node: 1}, nil)
-	n.memory, n.lane = &memoryHalf{}, &lane{waiters: make([]waiter, 2)}
-	n.lane.waiters[1].expect.Store(7)
+	silent, err := lane.New(lane.Config{Self: 1, Nodes: 2, VCPUs: 2}) // never started: it takes messages and answers none
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.memory, n.lane = &memoryHalf{}, silent
+	var vcpu sync.WaitGroup
+	vcpu.Go(func() { silent.RemoteAccess(1, true, 0x60, make([]byte, 1), false) })
 	n.watchWaiting()
-	if o := n.outcome; o.Kind != control.NodeLost || *o.Lost != platformNode || !strings.Contains(o.Reason, "about a device") {
+	silent.Halt()
+	vcpu.Wait()
+	silent.Close()
+	if o := n.outcome; o.Kind != control.NodeLost || *o.Lost != lane.Platform || !strings.Contains(o.Reason, "about a device") {
 		t.Errorf("node 1 ended: %v", o)
 	}
 }

@@ -346,6 +346,10 @@ const (
 	accessPort  = 1 << 9
 )
 
+// Waiting returns a number that tells the read for whose answer a local vCPU waits from others of that vCPU; 0: it
+// waits for none. Any thread.
+func (l *Lane) Waiting(vcpu int) uint32 { return l.waiters[vcpu].expect.Load() }
+
 // RemoteAccess performs an access of a local vCPU on the platform's node. Writes are posted: they need no
 // answer, and the queue pair keeps them in order with the reads that follow. A read blocks the vCPU's thread
 // until the answer is there, and returns false when no device answered or the lane is halted.
