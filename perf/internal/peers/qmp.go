@@ -15,8 +15,10 @@ type qmp struct {
 	r    *bufio.Reader
 }
 
-// maxAnswer bounds a line of the monitor's.
-const maxAnswer = 1 << 20
+const (
+	maxAnswer       = 1 << 20 // bytes of a line of the monitor's
+	monitorPatience = 30 * time.Second
+)
 
 // dialQMP connects to a monitor's socket, which the QEMU makes soon after its start.
 func dialQMP(ctx context.Context, socket string, q *child) (*qmp, error) {
@@ -40,6 +42,7 @@ func dialQMP(ctx context.Context, socket string, q *child) (*qmp, error) {
 }
 
 func (m *qmp) greet() error {
+	m.conn.SetDeadline(time.Now().Add(monitorPatience))
 	if err := m.line(&struct {
 		QMP json.RawMessage `json:"QMP"`
 	}{}); err != nil {
@@ -70,7 +73,7 @@ func (m *qmp) do(command string, arguments, into any) error {
 	if err != nil {
 		return fmt.Errorf("peers: qemu: %s: %w", command, err)
 	}
-	m.conn.SetDeadline(time.Now().Add(30 * time.Second))
+	m.conn.SetDeadline(time.Now().Add(monitorPatience))
 	if _, err := m.conn.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("peers: qemu: %s: %w", command, err)
 	}
