@@ -23,9 +23,9 @@ bootstrap: ## install what this machine lacks (Debian; root or sudo)
 
 # The lab's program is also the init of its servers, so it is linked statically.
 .PHONY: build
-build: bootstrap ## bin/ironspan, bin/lab and bin/demo
+build: bootstrap ## bin/ironspan, bin/perf, bin/lab and bin/demo
 	@mkdir -p bin
-	@$(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/ironspan
+	@$(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/ironspan ./perf
 	@CGO_ENABLED=0 $(WITH) go build -trimpath -buildvcs=$(VCS) -o bin/ ./tools/lab ./tools/demo
 
 .PHONY: demo
@@ -109,8 +109,17 @@ test-demo: build ## one guest across two servers of the lab, with a small worklo
 	@if ! reason=$$(tools/bootstrap.sh --probe-lab 2>&1); then echo "demo tier skipped: $$reason"; exit 0; fi; \
 	$(WITH) bin/demo --no-single --out build/test/demo --workload adds:1000,rounds:2,ipis:2,pct:5,verify:64
 
+# BENCH takes flags of perf, as --help.
 .PHONY: bench
-bench: bootstrap ## the packages' benchmarks
+bench: build ## what a fault costs on this host: mini-guests on /dev/kvm, nodes over shared memory
+	@bin/perf host $(BENCH)
+
+.PHONY: bench-lab
+bench-lab: build ## the same over soft-RoCE in servers of the lab, with raw verbs and other systems beside it
+	@$(WITH) bin/perf lab $(BENCH)
+
+.PHONY: bench-go
+bench-go: bootstrap ## the packages' benchmarks
 	@$(WITH) go test -run '^$$' -bench . ./...
 
 .PHONY: install

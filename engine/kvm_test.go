@@ -1,28 +1,18 @@
 package engine
 
 import (
-	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"runtime"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ironspan/engine/coherence"
+	"ironspan/engine/leaktest"
+	"ironspan/engine/nodetest"
 	"ironspan/engine/wire"
-	"ironspan/fastpath"
-	"ironspan/fastpath/fabric"
-	"ironspan/fastpath/fabric/shm"
-	"ironspan/fastpath/ram"
-	"ironspan/fastpath/uffd"
-	"ironspan/kvmhost"
-	"ironspan/kvmhost/boot"
-	"ironspan/kvmhost/bus"
 	"ironspan/kvmhost/minivm"
 )
 
@@ -30,7 +20,6 @@ import (
 // can run whatever the other does; shared pages lie behind the images.
 const (
 	duoPages = 1536
-	duoRAM   = 2 * duoPages * wire.PageSize
 	duoSlots = 32
 
 	duoImage  = 16  // pages from the start of a node's range to its guest's image
@@ -48,191 +37,29 @@ const (
 // duoAddr is the guest-physical address of a page of a node's range.
 func duoAddr(node, page int) uint64 { return uint64(node*duoPages+page) * wire.PageSize }
 
-func duoHomes() []coherence.Range {
-	return []coherence.Range{{First: 0, Last: duoPages}, {First: duoPages, Last: 2 * duoPages}}
-}
-
-// duoNode is a node with one vCPU: all of a node but the machine lane and the control plane.
+// duoNode is a node with one vCPU.
 type duoNode struct {
-	t     *testing.T
-	ram   *ram.RAM
-	uffd  *uffd.FD
-	slots *ram.Slots
-	agent *coherence.Agent
-	lane  *shm.Lane
-	shard *fastpath.Shard
-	bus   *bus.Bus
-	vm    *kvmhost.VM
-
-	serving sync.WaitGroup
-	ran     chan error // what vm.Run returned; nil before
-	reports []uint32   // written on the vCPU's thread, read after ran
-}
-
-func needKVM(t *testing.T) *uffd.Support {
-	t.Helper()
-	if _, err := kvmhost.Probe(); errors.Is(err, kvmhost.ErrNotSupported) {
-		t.Skip(err)
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	support, err := uffd.Probe()
-	if err != nil {
-		t.Skip(err)
-	}
-	return &support
+	*nodetest.Node
+	reports []uint32 // written on the vCPU's thread, read when it has ended
 }
 
 // newDuo connects two nodes, whose guests run the programs, and starts their shards.
-func newDuo(t *testing.T, change func(*coherence.Config), programs [2][]byte) [2]*duoNode {
+func newDuo(t *testing.T, c nodetest.Config, programs [2][]byte) (duo [2]*duoNode) {
 	t.Helper()
-	support := needKVM(t)
-	noLeak(t)
-	procs := runtime.GOMAXPROCS(0)
-	raiseProcs(2 * 2)
-	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
-	var ns [2]*duoNode
-	for i := range ns {
-		ns[i] = newDuoNode(t, i, !support.ContinueWP, change, programs[i])
-	}
-	for i, n := range ns {
-		offer, err := ns[1-i].lane.Offer(wire.NodeID(i))
-		if err != nil {
-			t.Fatal(err)
+	nodetest.Need(t)
+	leaktest.Check(t)
+	c.Pages, c.Image, c.Slots = duoPages, duoImage, duoSlots
+	c.Code = [][][]byte{{programs[0]}, {programs[1]}}
+	for i, n := range nodetest.New(t, c) {
+		if n.Image.End > duoAddr(i, duoShared) {
+			t.Fatalf("the image ends at %#x, among the shared pages", n.Image.End)
 		}
-		if err := n.lane.Connect(wire.NodeID(1-i), offer); err != nil {
-			t.Fatal(err)
-		}
+		d := &duoNode{Node: n}
+		n.OnPort(reportPort, 4, func(b []byte) { d.reports = append(d.reports, binary.LittleEndian.Uint32(b)) })
+		n.OnPort(donePort, 1, func([]byte) { n.StopVM() })
+		duo[i] = d
 	}
-	zero := time.Now()
-	for i, n := range ns {
-		n.shard.SetZero(zero)
-		n.serving.Go(func() {
-			if err := n.shard.Run(); err != nil {
-				t.Errorf("node %d: %v", i, err)
-			}
-		})
-	}
-	t.Cleanup(func() { // first of all: before anything is closed
-		for _, n := range ns {
-			n.stop()
-		}
-	})
-	return ns
-}
-
-func newDuoNode(t *testing.T, self int, readAsWrite bool, change func(*coherence.Config), program []byte) *duoNode {
-	t.Helper()
-	n := &duoNode{t: t, bus: bus.New()}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatalf("node %d: %v", self, err)
-		}
-	}
-	closing := func(f func() error) {
-		t.Cleanup(func() {
-			if err := f(); err != nil {
-				t.Errorf("node %d: %v", self, err)
-			}
-		})
-	}
-	var spans []fabric.Span
-	for _, h := range duoHomes() {
-		spans = append(spans, fabric.Span{First: uint64(h.First) * wire.PageSize, Last: uint64(h.Last) * wire.PageSize})
-	}
-	var err error
-	n.ram, err = ram.New(ram.Config{Size: duoRAM, Home: spans[self]})
-	must(err)
-	closing(n.ram.Close)
-	must(n.ram.Populate(nil))
-	n.uffd, err = uffd.Open()
-	must(err)
-	closing(n.uffd.Close)
-	must(n.ram.Register(n.uffd, 0, 1, 9))
-	n.slots, err = ram.NewSlots(duoSlots)
-	must(err)
-	closing(n.slots.Close)
-	cfg := coherence.Config{
-		Self: wire.NodeID(self), Homes: duoHomes(), Shards: 1, StripeShift: 9, Epoch: testEpoch, Slots: duoSlots,
-		ReadAsWrite: readAsWrite,
-	}
-	change(&cfg)
-	n.agent, err = coherence.New(cfg)
-	must(err)
-	n.lane, err = shm.New(fabric.Config{
-		Self: wire.NodeID(self), Nodes: 2, Epoch: testEpoch, RAM: n.ram.Memory(), Homes: spans, Slots: n.slots.Memory(),
-	}, shm.Options{})
-	must(err)
-	closing(n.lane.Close)
-	n.shard, err = fastpath.NewShard(fastpath.ShardConfig{
-		Agent: n.agent, Homes: duoHomes(), RAM: n.ram, Slots: n.slots, Uffd: n.uffd, Endpoint: n.lane, CPU: -1,
-		Poll: fastpath.Event, OnPeerLost: func(e *fabric.PeerError) { t.Errorf("node %d: %v", self, e) },
-	})
-	must(err)
-	closing(n.shard.Close)
-
-	// The image goes through the service view, before anybody serves faults.
-	view := boot.RAM(duoRAM).View(n.ram.Service())
-	image, err := minivm.Build(view, minivm.Config{Base: duoAddr(self, duoImage), Map: duoRAM, Code: [][]byte{program}})
-	must(err)
-	if image.End > duoAddr(self, duoShared) {
-		t.Fatalf("the image ends at %#x, among the shared pages", image.End)
-	}
-	must(n.bus.AddPort("report", reportPort, 4, onWrite(func(b []byte) { n.reports = append(n.reports, binary.LittleEndian.Uint32(b)) })))
-	must(n.bus.AddPort("done", donePort, 1, onWrite(func([]byte) { n.vm.Stop() })))
-	n.vm, err = kvmhost.New(kvmhost.Config{
-		Slots: []kvmhost.Slot{{GPA: 0, Size: duoRAM, HVA: n.ram.GuestAddr(0)}},
-		VCPUs: []kvmhost.VCPUConfig{{APICID: uint32(self), CPU: -1, BSP: true}},
-		Bus:   n.bus, Topology: kvmhost.Topology{CoresPerPackage: 1},
-	})
-	must(err)
-	closing(n.vm.Close)
-	must(n.vm.SetBootState(0, image.States[0]))
-	return n
-}
-
-// onWrite is a device that only listens.
-type onWrite func(data []byte)
-
-func (onWrite) Read(uint64, []byte)           {}
-func (f onWrite) Write(_ uint64, data []byte) { f(data) }
-
-func (n *duoNode) run() {
-	n.ran = make(chan error, 1)
-	go func() { n.ran <- n.vm.Run(context.Background()) }()
-}
-
-// wait is for the end of the guest.
-func (n *duoNode) wait(limit time.Duration) error {
-	select {
-	case err := <-n.ran:
-		n.ran = nil
-		var exit *kvmhost.ExitError
-		if errors.As(err, &exit) {
-			return fmt.Errorf("%w\n%s", err, exit.Dump())
-		}
-		return err
-	case <-time.After(limit):
-		return errors.New("the guest does not end")
-	}
-}
-
-// stop ends guest and shard, in the order of node.release.
-func (n *duoNode) stop() {
-	n.vm.Stop()
-	n.stopShard()
-	n.uffd.Close()
-	if n.ran != nil {
-		if err := n.wait(5 * time.Second); err != nil {
-			n.t.Error(err)
-		}
-	}
-}
-
-func (n *duoNode) stopShard() {
-	n.shard.Stop()
-	n.serving.Wait()
+	return duo
 }
 
 const (
@@ -313,21 +140,21 @@ var duoTenure = coherence.Tenure{Base: 200 * time.Microsecond, Max: 2 * time.Mil
 func TestGuestsShareMemory(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		change func(*coherence.Config)
+		config nodetest.Config
 	}{
-		{"reads share", func(*coherence.Config) {}},
-		{"reads ask to write", func(c *coherence.Config) { c.ReadAsWrite = true }},
-		{"with tenure", func(c *coherence.Config) { c.Tenure = duoTenure }},
-		{"with few pages cached", func(c *coherence.Config) { c.Tenure, c.Cache = duoTenure, 24 }},
+		{"reads share", nodetest.Config{}},
+		{"reads ask to write", nodetest.Config{ReadAsWrite: true}},
+		{"with tenure", nodetest.Config{Tenure: duoTenure}},
+		{"with few pages cached", nodetest.Config{Tenure: duoTenure, Cache: 24}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ns := newDuo(t, c.change, [2][]byte{duoProgram(0), duoProgram(1)})
+			ns := newDuo(t, c.config, [2][]byte{duoProgram(0), duoProgram(1)})
 			began := time.Now()
 			for _, n := range ns {
-				n.run()
+				n.Run()
 			}
 			for i, n := range ns {
-				if err := n.wait(30 * time.Second); err != nil {
+				if err := n.Wait(30 * time.Second); err != nil {
 					t.Fatalf("node %d: %v; it reported %d", i, err, n.reports)
 				}
 			}
@@ -338,7 +165,7 @@ func TestGuestsShareMemory(t *testing.T) {
 				}
 			}
 			for i, n := range ns {
-				s := n.shard.Snapshot()
+				s := n.Shard.Snapshot()
 				remote := s.Agent.GrantsShared + s.Agent.GrantsModified - s.Agent.HomeGrants
 				t.Logf("node %d: %v, %d faults, %d remote, %d moves, %d pages sent", i, took.Round(time.Millisecond), s.Faults, remote, s.Agent.Moves, s.Agent.PagesSent)
 				if least := uint64(bulkPages); s.Faults < least || remote < least || s.Agent.PagesSent == 0 {
@@ -349,7 +176,7 @@ func TestGuestsShareMemory(t *testing.T) {
 						t.Errorf("node %d refused %d: %v", i, d, coherence.Status(status))
 					}
 				}
-				n.stopShard()
+				n.StopShards()
 			}
 			word := func(addr uint64) []uint64 { return duoWords(ns, addr) }
 			counter := word(duoAddr(0, duoShared+1) + 8)
@@ -372,9 +199,9 @@ func TestGuestsShareMemory(t *testing.T) {
 // duoWords returns what is at an address, at each node that has its page; at its home, if none has.
 func duoWords(ns [2]*duoNode, addr uint64) (values []uint64) {
 	page := wire.PFN(addr / wire.PageSize)
-	at := func(n *duoNode) uint64 { return binary.LittleEndian.Uint64(n.ram.Page(page)[addr%wire.PageSize:]) }
+	at := func(n *duoNode) uint64 { return binary.LittleEndian.Uint64(n.RAM.Page(page)[addr%wire.PageSize:]) }
 	for _, n := range ns {
-		if n.agent.Mode(page) != wire.None {
+		if n.Agent.Mode(page) != wire.None {
 			values = append(values, at(n))
 		}
 	}
@@ -432,10 +259,10 @@ func sweepProgram(me int) []byte {
 }
 
 // frames is how many pages of memory a node's RAM takes up, its own and cached ones.
-func (n *duoNode) frames() int64 {
+func (n *duoNode) frames(t *testing.T) int64 {
 	var st unix.Stat_t
-	if err := unix.Fstat(n.ram.FD(), &st); err != nil {
-		n.t.Fatal(err)
+	if err := unix.Fstat(n.RAM.FD(), &st); err != nil {
+		t.Fatal(err)
 	}
 	return st.Blocks * 512 / wire.PageSize
 }
@@ -446,29 +273,27 @@ func TestGuestsCacheLittle(t *testing.T) {
 	const bound = sweepPages / 4
 	for _, c := range []struct {
 		name   string
-		change func(*coherence.Config)
+		config nodetest.Config
 	}{
-		{"as they come", func(*coherence.Config) {}},
-		{"with tenure, ahead of faults", func(c *coherence.Config) { c.Tenure, c.Prefetch, c.Migratory = duoTenure, duoSlots, true }},
+		{"as they come", nodetest.Config{}},
+		{"with tenure, ahead of faults", nodetest.Config{Tenure: duoTenure, Prefetch: duoSlots, Migratory: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ns := newDuo(t, func(cfg *coherence.Config) {
-				cfg.Cache = bound
-				c.change(cfg)
-			}, [2][]byte{sweepProgram(0), sweepProgram(1)})
+			c.config.Cache = bound
+			ns := newDuo(t, c.config, [2][]byte{sweepProgram(0), sweepProgram(1)})
 			began := time.Now()
 			for _, n := range ns {
-				n.run()
+				n.Run()
 			}
 			var most [2]int64
 			for i, n := range ns {
-				for len(n.ran) == 0 && time.Since(began) < 60*time.Second {
+				for !n.Ran() && time.Since(began) < 60*time.Second {
 					for j, m := range ns {
-						most[j] = max(most[j], m.frames())
+						most[j] = max(most[j], m.frames(t))
 					}
 					time.Sleep(time.Millisecond)
 				}
-				if err := n.wait(time.Second); err != nil {
+				if err := n.Wait(time.Second); err != nil {
 					t.Fatalf("node %d: %v; it reported %d", i, err, n.reports)
 				}
 				if want := []uint32{0}; !slices.Equal(n.reports, want) {
@@ -477,7 +302,7 @@ func TestGuestsCacheLittle(t *testing.T) {
 			}
 			took := time.Since(began)
 			for i, n := range ns {
-				s := n.shard.Snapshot().Agent
+				s := n.Shard.Snapshot().Agent
 				t.Logf("node %d: %v, %d pages evicted clean, %d dirty, %d too late; %d cached at most, %d now; %d frames seen at most", i,
 					took.Round(time.Millisecond), s.EvictionsClean, s.EvictionsDirty, s.EvictionsLost, s.CachedMost, s.Cached, most[i])
 				if s.EvictionsDirty < sweepPages-bound || s.EvictionsClean == 0 {
@@ -493,7 +318,7 @@ func TestGuestsCacheLittle(t *testing.T) {
 				}
 			}
 			for _, n := range ns {
-				n.stopShard()
+				n.StopShards()
 			}
 			for node, seed := range [2]uint64{seed1, seed0} {
 				for p := range sweepPages {
@@ -514,23 +339,22 @@ func TestGuestsCacheLittle(t *testing.T) {
 func TestStopFreesAFaultingGuest(t *testing.T) {
 	touch := minivm.NewAsm().MovImm(minivm.RBX, duoAddr(1, duoBulk)).Out8(reportPort+8).Store(minivm.RBX, 0, minivm.RBX).
 		Out32(reportPort).Out8(donePort).Label("end").Jmp("end").Bytes()
-	ns := newDuo(t, func(*coherence.Config) {}, [2][]byte{touch, minivm.NewAsm().Label("end").Jmp("end").Bytes()})
+	ns := newDuo(t, nodetest.Config{}, [2][]byte{touch, minivm.NewAsm().Label("end").Jmp("end").Bytes()})
 	n := ns[0]
-	ns[1].stopShard()
-	n.run()
-	eventually(t, "a fault", func() bool { return n.shard.Metrics().Faults.Load() > 0 })
-	select {
-	case err := <-n.ran:
-		t.Fatalf("the guest ended without its page: %v", err)
-	case <-time.After(20 * time.Millisecond):
+	ns[1].StopShards()
+	n.Run()
+	eventually(t, "a fault", func() bool { return n.Shard.Metrics().Faults.Load() > 0 })
+	time.Sleep(20 * time.Millisecond)
+	if n.Ran() {
+		t.Fatalf("the guest ended without its page: %v", n.Wait(0))
 	}
 	began := time.Now()
-	n.vm.Stop()
-	n.stopShard()
-	if err := n.uffd.Close(); err != nil {
+	n.StopVM()
+	n.StopShards()
+	if err := n.CloseUserfault(); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.wait(time.Second); err != nil {
+	if err := n.Wait(time.Second); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("free after %v", time.Since(began).Round(time.Microsecond))

@@ -19,6 +19,8 @@ import (
 
 	"ironspan/engine/cluster"
 	"ironspan/engine/control"
+	"ironspan/engine/leaktest"
+	"ironspan/engine/nodetest"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 	"ironspan/kvmhost"
@@ -66,8 +68,8 @@ type local struct {
 // newLocal makes the machines and their plan. What tests take away from is a plan that holds.
 func newLocal(t *testing.T, nodes int) *local {
 	t.Helper()
-	needKVM(t)
-	noLeak(t)
+	nodetest.Need(t)
+	leaktest.Check(t)
 	procs := runtime.GOMAXPROCS(0)
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
 	l := &local{t: t}

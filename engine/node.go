@@ -15,6 +15,7 @@ import (
 
 	"ironspan/engine/cluster"
 	"ironspan/engine/control"
+	"ironspan/engine/lane"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 	"ironspan/fastpath/fabric"
@@ -36,7 +37,7 @@ type node struct {
 	// What prepare built, in this order; release takes it down in the reverse one.
 	mesh     *cluster.Mesh
 	memory   *memoryHalf
-	lane     *lane
+	lane     *lane.Lane
 	bus      *bus.Bus
 	platform *platform // node 0 only
 	vm       *kvmhost.VM
@@ -229,10 +230,10 @@ func (n *node) connect(ctx context.Context) error {
 // startLane starts the machine lane and measures the guest clock's offset.
 func (n *node) startLane(ctx context.Context) (offset int64, err error) {
 	pin := n.memory.pins
-	n.lane, err = newLane(laneConfig{
-		self: n.self, nodes: len(n.plan.Nodes), epoch: n.plan.Epoch,
-		endpoint: n.memory.lanes[len(n.memory.lanes)-1], handler: n,
-		nodeOf: n.plan.NodeOfAPICID, vcpus: len(n.me().APICIDs), spin: n.memory.spin, cpu: pin.lane,
+	n.lane, err = lane.New(lane.Config{
+		Self: n.self, Nodes: len(n.plan.Nodes), Epoch: n.plan.Epoch,
+		Endpoint: n.memory.lanes[len(n.memory.lanes)-1], Handler: n,
+		NodeOf: n.plan.NodeOfAPICID, VCPUs: len(n.me().APICIDs), Spin: n.memory.spin, CPU: pin.lane,
 	})
 	if err != nil {
 		return 0, err
@@ -241,28 +242,28 @@ func (n *node) startLane(ctx context.Context) (offset int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if n.self == platformNode {
+	if n.self == lane.Platform {
 		if support.TSCOffset {
 			offset = -int64(kvmhost.HostTSC()) // the guest's time starts at 0
 		}
-		n.lane.clock.offset.Store(offset)
+		n.lane.SetOffset(offset)
 	}
 	// Whoever answers clock samples has its offset from here on, before the first sample can come.
-	n.lane.start()
+	n.lane.Start()
 	if err := n.mesh.Barrier(ctx, "lane"); err != nil {
 		return 0, err
 	}
-	if n.self == platformNode {
+	if n.self == lane.Platform {
 		return offset, nil
 	}
-	offset, trip, err := n.lane.syncClock(ctx)
+	offset, trip, err := n.lane.SyncClock(ctx)
 	if err != nil {
 		return 0, err
 	}
 	if !support.TSCOffset && max(offset, -offset) <= int64(trip/2)+1 {
 		// Guests have the host's TSC here, and as far as can be told node 0's as well: it is the same host.
 		offset = 0
-		n.lane.clock.offset.Store(0)
+		n.lane.SetOffset(0)
 	}
 	n.log.Info("clock compared", "offset_ticks", offset, "error_ns", kvmhost.TSCToNs(trip/2, n.me().TSCKHz))
 	return offset, nil
@@ -287,11 +288,11 @@ func (n *node) newVM(offset int64) error {
 			s.SetIdle(idle)
 		}
 	}
-	if n.self == platformNode {
+	if n.self == lane.Platform {
 		cfg.EOI = func(vector uint8) { n.platform.ioapic.EOI(vector) }
 	}
 	for i, id := range n.me().APICIDs {
-		cfg.VCPUs = append(cfg.VCPUs, kvmhost.VCPUConfig{APICID: id, CPU: n.memory.pins.vcpu(i), BSP: n.self == platformNode && i == 0})
+		cfg.VCPUs = append(cfg.VCPUs, kvmhost.VCPUConfig{APICID: id, CPU: n.memory.pins.vcpu(i), BSP: n.self == lane.Platform && i == 0})
 	}
 	snoop, err := n.snoops()
 	if err != nil {
@@ -307,7 +308,7 @@ func (n *node) newVM(offset int64) error {
 	if snoop {
 		n.memory.snoop(n.vm)
 	}
-	if n.self != platformNode {
+	if n.self != lane.Platform {
 		return nil
 	}
 	n.platform, err = newPlatform(n.bus, n.vm, n.job.Console,
@@ -390,7 +391,7 @@ func (n *node) start() error {
 	n.watching.Go(func() {
 		<-n.ended
 		n.vm.Stop()
-		n.lane.halt()
+		n.lane.Halt()
 	})
 	n.state(control.PhaseBooting, "")
 	return nil
@@ -411,7 +412,7 @@ func (n *node) release(ctx context.Context) error {
 		n.vm.Stop()
 	}
 	if n.lane != nil {
-		n.lane.halt()
+		n.lane.Halt()
 	}
 	if n.memory != nil {
 		n.memory.stopShards()
@@ -429,7 +430,7 @@ func (n *node) release(ctx context.Context) error {
 		}
 	}
 	if n.lane != nil {
-		n.lane.wait() // its thread uses vCPUs and devices
+		n.lane.Wait() // its thread uses vCPUs and devices
 	}
 	n.watching.Wait()
 	if n.vm != nil {
@@ -442,7 +443,7 @@ func (n *node) release(ctx context.Context) error {
 		errs = append(errs, n.memory.close())
 	}
 	if n.lane != nil {
-		n.lane.close()
+		n.lane.Close()
 	}
 	debug.FreeOSMemory()
 	return errors.Join(errs...)
@@ -455,15 +456,15 @@ func (n *node) flushConsole() {
 	}
 }
 
-// deliver implements laneHandler.
-func (n *node) deliver(m apic.Message) {
+// Deliver implements lane.Handler.
+func (n *node) Deliver(m apic.Message) {
 	if n.ready.Load() {
 		n.vm.Accept(m)
 	}
 }
 
-// access implements laneHandler.
-func (n *node) access(port bool, addr uint64, data []byte, write bool) bool {
+// Access implements lane.Handler.
+func (n *node) Access(port bool, addr uint64, data []byte, write bool) bool {
 	switch {
 	case !n.ready.Load():
 		return false
@@ -477,8 +478,8 @@ func (n *node) access(port bool, addr uint64, data []byte, write bool) bool {
 	return n.bus.ReadMMIO(addr, data)
 }
 
-// eoi implements laneHandler.
-func (n *node) eoi(vector uint8) {
+// EOI implements lane.Handler.
+func (n *node) EOI(vector uint8) {
 	if n.ready.Load() {
 		n.platform.ioapic.EOI(vector)
 	}
@@ -488,8 +489,8 @@ func (n *node) eoi(vector uint8) {
 // for what reason, is better known there.
 const meshGrace = time.Second
 
-// fabricLost implements laneHandler, and is what shards call, too.
-func (n *node) fabricLost(e *fabric.PeerError) {
+// FabricLost implements lane.Handler, and is what shards call, too.
+func (n *node) FabricLost(e *fabric.PeerError) {
 	n.log.Warn("lane lost a peer", "peer", e.Peer, "error", e)
 	time.AfterFunc(meshGrace, func() { n.end(control.LostNode(e.Peer, e.Error())) })
 }
@@ -502,15 +503,15 @@ func (r remote) Interrupt(m apic.Message) {
 	if !ok {
 		vcpu = -1
 	}
-	r.lane.sendInterrupt(vcpu, m)
+	r.lane.SendInterrupt(vcpu, m)
 }
 
 func (r remote) PortIO(vcpu int, port uint16, data []byte, write bool) bool {
-	return r.lane.remoteAccess(vcpu, true, uint64(port), data, write)
+	return r.lane.RemoteAccess(vcpu, true, uint64(port), data, write)
 }
 
 func (r remote) MMIO(vcpu int, gpa uint64, data []byte, write bool) bool {
-	return r.lane.remoteAccess(vcpu, false, gpa, data, write)
+	return r.lane.RemoteAccess(vcpu, false, gpa, data, write)
 }
 
-func (r remote) EOI(vector uint8) { r.lane.sendEOI(-1, vector) }
+func (r remote) EOI(vector uint8) { r.lane.SendEOI(-1, vector) }

@@ -5,6 +5,7 @@ import (
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/control"
+	"ironspan/engine/lane"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
 	"ironspan/fastpath"
@@ -18,21 +19,18 @@ const hotReported = 20
 // report collects what the parts have counted. It may be called from the moment n.memory is there.
 func (n *node) report() *control.Report {
 	r := &control.Report{
-		Node: n.self, Name: n.me().Name, Seconds: n.seconds(),
-		Faults: map[string]control.Latency{}, Verbs: map[string]control.Ops{}, Exits: map[string]uint64{},
+		Node: n.self, Name: n.me().Name, VM: n.plan.Name, Seconds: n.seconds(),
+		Faults: map[string]control.Latency{}, Stages: map[string]control.Latency{}, Verbs: map[string]control.Ops{}, Exits: map[string]uint64{},
 		Counters: map[string]uint64{},
 	}
 	if !n.ready.Load() {
 		return r
 	}
-	latency := map[string]fastpath.HistogramSnapshot{}
+	faults, stages := histograms{}, histograms{}
 	for _, s := range n.memory.shards {
 		snap := s.Snapshot()
-		for kind, h := range snap.Latency {
-			sum := latency[kind]
-			sum.Merge(h)
-			latency[kind] = sum
-		}
+		faults.add(snap.Latency)
+		stages.add(snap.Stages)
 		addAgent(r.Counters, &snap.Agent)
 		r.Counters["faults"] += snap.Faults
 		r.Counters["zero_pages_sent"] += snap.ZeroPages
@@ -45,12 +43,8 @@ func (n *node) report() *control.Report {
 			}
 		}
 	}
-	for kind, h := range latency {
-		r.Faults[kind] = control.Latency{
-			Count: h.Count, P50NS: uint64(h.Quantile(0.5)), P99NS: uint64(h.Quantile(0.99)),
-			P999NS: uint64(h.Quantile(0.999)), MaxNS: h.Max,
-		}
-	}
+	faults.report(r.Faults)
+	stages.report(r.Stages)
 	for _, l := range n.memory.lanes {
 		for v := range fabric.Verbs {
 			c := &l.Stats().Posted[v]
@@ -61,19 +55,43 @@ func (n *node) report() *control.Report {
 		}
 	}
 	n.reportVCPUs(r)
-	r.Counters["lane_ipis_sent"] = n.lane.sentIPIs.Load()
-	r.Counters["lane_ipis_received"] = n.lane.recvIPIs.Load()
-	r.Counters["lane_reads"] = n.lane.accesses.Load()
-	r.Counters["lane_writes"] = n.lane.posted.Load()
-	r.Counters["lane_served"] = n.lane.served.Load()
-	r.Counters["lane_dropped"] = n.lane.dropped.Load()
-	if n.self != platformNode {
+	l := n.lane.Stats()
+	r.Counters["lane_ipis_sent"] = l.SentIPIs
+	r.Counters["lane_ipis_received"] = l.ReceivedIPIs
+	r.Counters["lane_reads"] = l.Reads
+	r.Counters["lane_writes"] = l.Writes
+	r.Counters["lane_served"] = l.Served
+	r.Counters["lane_dropped"] = l.Dropped
+	if n.self != lane.Platform {
 		khz := n.me().TSCKHz
-		r.Counters["clock_error_ns"] = uint64(kvmhost.TSCToNs(n.lane.clock.best.Load()/2, khz))
-		drift := n.lane.clock.drift.Load()
-		r.Counters["clock_drift_ns"] = uint64(kvmhost.TSCToNs(uint64(max(drift, -drift)), khz))
+		r.Counters["clock_error_ns"] = uint64(kvmhost.TSCToNs(l.RoundTrip/2, khz))
+		r.Counters["clock_drift_ns"] = uint64(kvmhost.TSCToNs(uint64(max(l.Drift, -l.Drift)), khz))
 	}
 	return r
+}
+
+// histograms are sums over shards, by name.
+type histograms map[string]fastpath.HistogramSnapshot
+
+func (hs histograms) add(more map[string]fastpath.HistogramSnapshot) {
+	for name, h := range more {
+		sum := hs[name]
+		sum.Merge(h)
+		hs[name] = sum
+	}
+}
+
+func (hs histograms) report(to map[string]control.Latency) {
+	for name, h := range hs {
+		l := control.Latency{
+			Count: h.Count, SumNS: h.Sum, P50NS: uint64(h.Quantile(0.5)), P99NS: uint64(h.Quantile(0.99)),
+			P999NS: uint64(h.Quantile(0.999)), MaxNS: h.Max,
+		}
+		for _, b := range h.Buckets {
+			l.Buckets = append(l.Buckets, [2]uint64{b.Top, b.Count})
+		}
+		to[name] = l
+	}
 }
 
 func (n *node) reportVCPUs(r *control.Report) {
@@ -86,7 +104,7 @@ func (n *node) reportVCPUs(r *control.Report) {
 				r.Exits[c.String()] += stats[c]
 			}
 		}
-		v.Online = n.self == platformNode && i == 0 || stats[kvmhost.StartupsTaken] > 0
+		v.Online = n.self == lane.Platform && i == 0 || stats[kvmhost.StartupsTaken] > 0
 		r.VCPUs = append(r.VCPUs, v)
 	}
 }
@@ -112,6 +130,8 @@ func addAgent(c map[string]uint64, s *coherence.Stats) {
 	c["stale_faults"] += s.StaleFaults
 	c["follower_faults"] += s.FollowerFaults
 	c["companions"] += s.Companions
+	c["prefetches"] += s.Prefetches
+	c["migrations"] += s.Migrations
 	c["upgrades_bare"] += s.UpgradesBare
 	c["upgrades_carried"] += s.UpgradesCarried
 	c["zero_grants"] += s.ZeroGrants

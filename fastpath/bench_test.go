@@ -36,9 +36,16 @@ func benchmarkFault(b *testing.B, poll PollMode, prepare, timed func(i int, a, c
 	s := h.Snapshot()
 	b.ReportMetric(float64(s.Quantile(0.5))/1e3, "p50-us")
 	b.ReportMetric(float64(s.Quantile(0.99))/1e3, "p99-us")
-	serve := ns[1].shards[0].Snapshot()
-	install := serve.Install
-	b.ReportMetric(float64(install.Quantile(0.5))/1e3, "install-us")
+	asker, home := &ns[1].shards[0].Metrics().Stage, &ns[0].shards[0].Metrics().Stage
+	for g := range Stages {
+		of := &asker[g]
+		if g > StageInstall {
+			of = &home[g]
+		}
+		if s := of.Snapshot(); s.Count > 0 {
+			b.ReportMetric(float64(s.Quantile(0.5))/1e3, g.String()+"-us")
+		}
+	}
 }
 
 func benchPage(i int) wire.PFN { return wire.PFN(i % 1024) }

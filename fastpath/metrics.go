@@ -37,7 +37,7 @@ func (k FaultKind) String() string {
 // Metrics are a shard's counters. The shard's thread writes, anyone reads.
 type Metrics struct {
 	Latency   [FaultKinds]Histogram // ns from reading the fault to resuming the vCPU, for the first that waits for a page
-	Install   Histogram             // of that, ns from taking in the last message (or the fault, if served locally)
+	Stage     [Stages]Histogram     // ns
 	Faults    atomic.Uint64         // faults read from the userfaultfd, followers included
 	ZeroPages atomic.Uint64         // pages sent as a flag
 	Leftovers atomic.Uint64         // frames or mappings that were in the way

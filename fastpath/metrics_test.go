@@ -79,7 +79,7 @@ func TestPending(t *testing.T) {
 				continue
 			}
 			got, ok := p.end(page)
-			if ok != there || ok && got != start {
+			if ok != there || ok && got.start != start {
 				t.Fatalf("page %d: %d %t, want %d %t", page, got, ok, start, there)
 			}
 			delete(want, page)

@@ -16,7 +16,8 @@ type pending struct {
 
 type waiting struct {
 	key   uint64 // page + 1; 0: free
-	start int64
+	start int64  // when the fault was read
+	sent  int64  // when other nodes were first asked; 0: not yet
 }
 
 func newPending(pages int) pending {
@@ -31,32 +32,39 @@ func (p *pending) home(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> 2
 
 // begin notes that a page is waited for since now, unless it already is for longer.
 func (p *pending) begin(page wire.PFN, now int64) {
-	key := uint64(page) + 1
-	i := p.home(key)
-	for p.slots[i].key != 0 {
-		if p.slots[i].key == key {
-			return
-		}
-		i = (i + 1) & p.mask
-	}
-	if 2*p.n >= len(p.slots) {
+	i, ok := p.find(page)
+	if ok || 2*p.n >= len(p.slots) {
 		return
 	}
-	p.slots[i] = waiting{key: key, start: now}
+	p.slots[i] = waiting{key: uint64(page) + 1, start: now}
 	p.n++
 }
 
-// end forgets a page and returns since when it was waited for.
-func (p *pending) end(page wire.PFN) (start int64, ok bool) {
+// find returns the page's place, or that of the free slot where the search ended.
+func (p *pending) find(page wire.PFN) (i uint64, ok bool) {
 	key := uint64(page) + 1
-	i := p.home(key)
-	for p.slots[i].key != key {
+	for i = p.home(key); p.slots[i].key != key; i = (i + 1) & p.mask {
 		if p.slots[i].key == 0 {
-			return 0, false
+			return i, false
 		}
-		i = (i + 1) & p.mask
 	}
-	start = p.slots[i].start
+	return i, true
+}
+
+// asked notes that other nodes are asked for a page, if it is waited for and this is the first time.
+func (p *pending) asked(page wire.PFN, now int64) {
+	if i, ok := p.find(page); ok && p.slots[i].sent == 0 {
+		p.slots[i].sent = now
+	}
+}
+
+// end forgets a page and returns what was noted about it.
+func (p *pending) end(page wire.PFN) (w waiting, ok bool) {
+	i, ok := p.find(page)
+	if !ok {
+		return waiting{}, false
+	}
+	w = p.slots[i]
 	p.n--
 	// Close the gap: move up what probed past it.
 	for j := i; ; {
@@ -70,5 +78,5 @@ func (p *pending) end(page wire.PFN) (start int64, ok bool) {
 		}
 	}
 	p.slots[i] = waiting{}
-	return start, true
+	return w, true
 }

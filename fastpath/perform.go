@@ -19,16 +19,16 @@ func (s *Shard) perform(now int64) {
 		a := &actions[i]
 		switch a.Op {
 		case coherence.OpSend:
+			s.stamp(&a.Msg)
 			s.ep.Send(a.Peer, &a.Msg)
 		case coherence.OpSendPage:
 			s.sendPage(a)
 		case coherence.OpProtect:
+			began := s.clock()
 			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
+			s.metrics.Stage[StageRevoke].Record(s.clock() - began)
 		case coherence.OpUnmap:
-			s.check("unmap", a.Page, s.ram.Unmap(a.Page))
-			if s.forget != nil {
-				s.check("forget", a.Page, s.forget(a.Page))
-			}
+			s.unmap(a.Page)
 		case coherence.OpDiscard:
 			s.check("discard", a.Page, s.ram.Discard(a.Page))
 		case coherence.OpInstall:
@@ -47,6 +47,17 @@ func (s *Shard) perform(now int64) {
 	s.agent.Clear()
 }
 
+func (s *Shard) unmap(page wire.PFN) {
+	began := s.clock()
+	s.check("unmap", page, s.ram.Unmap(page))
+	gone := s.clock()
+	s.metrics.Stage[StageRevoke].Record(gone - began)
+	if s.forget != nil {
+		s.check("forget", page, s.forget(page))
+		s.metrics.Stage[StageForget].Record(s.clock() - gone)
+	}
+}
+
 func (s *Shard) check(op string, page wire.PFN, errno unix.Errno) {
 	if errno != 0 {
 		s.fail(op, page, errno)
@@ -62,12 +73,15 @@ func isZero(page []byte) bool {
 
 // sendPage puts a page at a peer, or just says that it is all zeros, and sends the message.
 func (s *Shard) sendPage(a *coherence.Action) {
+	began := s.clock()
 	page := s.ram.Page(a.Page)
 	a.Msg.Flags &^= wire.FlagData | wire.FlagZero
 	if isZero(page) {
 		a.Msg.Flags |= wire.FlagZero
 		s.metrics.ZeroPages.Add(1)
+		s.stamp(&a.Msg)
 		s.ep.Send(a.Peer, &a.Msg)
+		s.metrics.Stage[StageSend].Record(s.clock() - began)
 		return
 	}
 	a.Msg.Flags |= wire.FlagData
@@ -81,7 +95,9 @@ func (s *Shard) sendPage(a *coherence.Action) {
 	} else {
 		s.ep.WriteBytes(a.Peer, dst, dstOff, page)
 	}
+	s.stamp(&a.Msg)
 	s.ep.Send(a.Peer, &a.Msg)
+	s.metrics.Stage[StageSend].Record(s.clock() - began)
 }
 
 // leftoverTries bounds how often a page that is in the way is removed. Only this thread makes pages and mappings
@@ -175,7 +191,7 @@ func (s *Shard) wakeWaiters(a *coherence.Action) {
 // resumed notes how long the page's first waiter waited. A page is installed without anybody waiting if a
 // reader's request turned out to serve nobody any more.
 func (s *Shard) resumed(now int64, a *coherence.Action) {
-	start, ok := s.pending.end(a.Page)
+	w, ok := s.pending.end(a.Page)
 	if !ok {
 		return
 	}
@@ -193,6 +209,6 @@ func (s *Shard) resumed(now int64, a *coherence.Action) {
 	case a.Mode == wire.Modified:
 		kind = WriteFault
 	}
-	s.metrics.Latency[kind].Record(end - start)
-	s.metrics.Install.Record(end - now)
+	s.metrics.Latency[kind].Record(end - w.start)
+	s.staged(now, end, a, &w)
 }

@@ -106,6 +106,8 @@ type Shard struct {
 	in      [messageBatch]wire.Message
 	events  [eventBatch]uffd.Event
 	pending pending
+	transit transit
+	cause   *wire.Message // what the agent acts upon; nil for a fault or a deadline
 	fault   current
 	failure failure
 
@@ -164,7 +166,7 @@ func NewShard(c ShardConfig) (_ *Shard, err error) {
 		agent: c.Agent, homes: append([]coherence.Range(nil), c.Homes...), ram: c.RAM, slots: c.Slots, u: c.Uffd,
 		ep: c.Endpoint, onLost: c.OnPeerLost, cpu: c.CPU, spin: spinTime(&c, runtime.NumCPU()),
 		continueWP: support.ContinueWP, wake: -1, base: time.Now(), fault: current{page: noPage},
-		pending: newPending(c.Slots.Len() + pendingExtra),
+		pending: newPending(c.Slots.Len() + pendingExtra), transit: newTransit(len(c.Homes), c.Slots.Len()),
 	}
 	defer func() {
 		if err != nil {
@@ -305,9 +307,13 @@ func (s *Shard) loop() {
 			s.onLost(lost)
 		}
 		for i := range s.in[:n] {
-			s.agent.Step(now, &s.in[i]) // what it refuses, it counts
+			if s.agent.Step(now, &s.in[i]) == coherence.OK { // what it refuses, it counts
+				s.transit.arrive(now, &s.in[i])
+			}
+			s.cause = &s.in[i]
 			s.perform(now)
 		}
+		s.cause = nil
 		if n > 0 {
 			s.ep.Flush()
 			now = s.clock()

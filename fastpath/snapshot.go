@@ -13,7 +13,7 @@ import (
 // Snapshot is a shard's state at one moment, for reports.
 type Snapshot struct {
 	Latency   map[string]HistogramSnapshot `json:"latency"` // by FaultKind
-	Install   HistogramSnapshot            `json:"install"`
+	Stages    map[string]HistogramSnapshot `json:"stages"`  // by Stage
 	Faults    uint64                       `json:"faults"`
 	ZeroPages uint64                       `json:"zero_pages"`
 	Leftovers uint64                       `json:"leftovers"`
@@ -34,13 +34,16 @@ func (s *Shard) Metrics() *Metrics { return &s.metrics }
 func (s *Shard) Snapshot() Snapshot {
 	m := &s.metrics
 	snap := Snapshot{
-		Latency: make(map[string]HistogramSnapshot, FaultKinds), Install: m.Install.Snapshot(),
+		Latency: make(map[string]HistogramSnapshot, FaultKinds), Stages: make(map[string]HistogramSnapshot, Stages),
 		Faults: m.Faults.Load(), ZeroPages: m.ZeroPages.Load(), Leftovers: m.Leftovers.Load(), Remapped: m.Remapped.Load(),
 		Rounds: m.Rounds.Load(), Spins: m.Spins.Load(), Sleeps: m.Sleeps.Load(),
 		Fabric: s.ep.Stats().Snapshot(),
 	}
 	for k := range FaultKinds {
 		snap.Latency[k.String()] = m.Latency[k].Snapshot()
+	}
+	for g := range Stages {
+		snap.Stages[g.String()] = m.Stage[g].Snapshot()
 	}
 	snap.Agent, snap.Hot = s.shot.read(s)
 	return snap

@@ -25,6 +25,7 @@ const (
 
 // cli is the whole command line.
 type cli struct {
+	Host    hostCmd    `cmd:"" help:"Measure on this host: mini-guests on /dev/kvm, nodes over shared memory."`
 	Show    showCmd    `cmd:"" help:"Show a result as tables."`
 	Plot    plotCmd    `cmd:"" help:"Draw a result, as SVG and PNG."`
 	Compare compareCmd `cmd:"" help:"Name what changed between two results by more than noise."`

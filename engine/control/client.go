@@ -72,6 +72,15 @@ func (c *Client) Info(ctx context.Context) (*Info, error) {
 	return &info, nil
 }
 
+// Report asks for the counters of the VM that is on the node, whoever brought it.
+func (c *Client) Report(ctx context.Context) (*Report, error) {
+	var r Report
+	if err := c.call(ctx, http.MethodGet, "/v1/report", nil, &r); err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
 // call makes one request with a JSON answer.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader

@@ -187,9 +187,11 @@ type Report struct {
 	Node     wire.NodeID        `json:"node"`
 	Name     string             `json:"name,omitempty"`
 	Seconds  float64            `json:"seconds"` // from Start to the end, or until now
-	Faults   map[string]Latency `json:"faults"`  // by kind: read, write, upgrade, zero, stale ...
-	Verbs    map[string]Ops     `json:"verbs"`   // by verb: send, write, read, cas, fetch_add
-	Exits    map[string]uint64  `json:"exits"`   // KVM exits by kind, over all vCPUs
+	VM       string             `json:"vm,omitempty"`
+	Faults   map[string]Latency `json:"faults"` // by kind: read, write, upgrade, zero, stale ...
+	Stages   map[string]Latency `json:"stages"` // what faults are made of: queue, remote, flight, install; revoke, forget, send
+	Verbs    map[string]Ops     `json:"verbs"`  // by verb: send, write, read, cas, fetch_add
+	Exits    map[string]uint64  `json:"exits"`  // KVM exits by kind, over all vCPUs
 	VCPUs    []VCPUReport       `json:"vcpus"`
 	Counters map[string]uint64  `json:"counters,omitempty"` // everything else that is counted
 	HotPages []HotPage          `json:"hot_pages,omitempty"`
@@ -197,11 +199,13 @@ type Report struct {
 
 // Latency is a distribution of durations, in nanoseconds.
 type Latency struct {
-	Count  uint64 `json:"count"`
-	P50NS  uint64 `json:"p50_ns"`
-	P99NS  uint64 `json:"p99_ns"`
-	P999NS uint64 `json:"p999_ns"`
-	MaxNS  uint64 `json:"max_ns"`
+	Count   uint64      `json:"count"`
+	SumNS   uint64      `json:"sum_ns"`
+	P50NS   uint64      `json:"p50_ns"`
+	P99NS   uint64      `json:"p99_ns"`
+	P999NS  uint64      `json:"p999_ns"`
+	MaxNS   uint64      `json:"max_ns"`
+	Buckets [][2]uint64 `json:"buckets,omitempty"` // each: so many nanoseconds at most, and how many; rising, none empty
 }
 
 // Ops counts one verb's operations and the payload bytes they moved.

@@ -165,6 +165,7 @@ func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/info", s.info)
 	mux.HandleFunc("POST /v1/vms", s.open)
+	mux.HandleFunc("GET /v1/report", s.report)
 	for pattern, h := range map[string]func(*vm, http.ResponseWriter, *http.Request){
 		"PUT /v1/vms/{id}/kernel":   (*vm).putKernel,
 		"PUT /v1/vms/{id}/initrd":   (*vm).putInitrd,
@@ -224,6 +225,33 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Unlock()
 	writeJSON(w, http.StatusOK, out)
+}
+
+// ErrIdle says that a node has no VM that counts anything.
+var ErrIdle = errors.New("control: no VM runs here")
+
+// Report returns what the node's VM has counted so far; ErrIdle if there is none, or none yet.
+func (s *Server) Report(ctx context.Context) (*Report, error) {
+	s.mu.Lock()
+	v := s.vm
+	s.mu.Unlock()
+	if v == nil {
+		return nil, ErrIdle
+	}
+	return v.count(ctx)
+}
+
+// report answers anyone who watches, not only who brought the VM.
+func (s *Server) report(w http.ResponseWriter, r *http.Request) {
+	rep, err := s.Report(r.Context())
+	switch {
+	case errors.Is(err, ErrIdle):
+		writeError(w, errorf(CodeUnknown, "no VM runs on this node"))
+	case err != nil:
+		writeError(w, errorf(CodeFailed, "%s", err))
+	default:
+		writeJSON(w, http.StatusOK, rep)
+	}
 }
 
 // openRequest is the body of POST /v1/vms.
@@ -384,6 +412,7 @@ type vm struct {
 	gone     chan struct{} // closed by delete or abandon: release it
 	released chan struct{} // closed when nothing of it is left
 	work     sync.WaitGroup
+	counts   sync.WaitGroup // Machine.Reports under way
 
 	mu       sync.Mutex
 	state    vmState
@@ -470,6 +499,7 @@ func (v *vm) release(log *slog.Logger) {
 	if v.console != nil {
 		v.console.close()
 	}
+	v.counts.Wait()
 	if touched {
 		ctx, cancel := context.WithTimeout(context.Background(), v.plan.Timeouts.Stop.Std())
 		if err := v.s.machine.Release(ctx); err != nil {
@@ -666,23 +696,38 @@ func (v *vm) stop(w http.ResponseWriter, r *http.Request) {
 }
 
 func (v *vm) report(w http.ResponseWriter, r *http.Request) {
-	v.mu.Lock()
-	state := v.state
-	v.mu.Unlock()
-	if state < vmPrepared || state == vmFailed {
-		writeError(w, errorf(CodeState, "the VM is %s: nothing was counted", state))
-		return
+	rep, err := v.count(r.Context())
+	switch {
+	case errors.Is(err, ErrIdle):
+		writeError(w, errorf(CodeState, "the VM is not prepared: nothing was counted"))
+	case err != nil:
+		writeError(w, errorf(CodeFailed, "%s", err))
+	default:
+		writeJSON(w, http.StatusOK, rep)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), 30*time.Second)
+}
+
+// count asks the machine for its counters, if there can be any.
+func (v *vm) count(ctx context.Context) (*Report, error) {
+	v.mu.Lock()
+	idle := v.state < vmPrepared || v.state == vmFailed || v.goneOnce
+	if !idle {
+		v.counts.Add(1) // under the lock: release waits for it from the moment the VM is gone
+	}
+	v.mu.Unlock()
+	if idle {
+		return nil, ErrIdle
+	}
+	defer v.counts.Done()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	rep, err := v.s.machine.Report(ctx)
 	if err != nil {
-		writeError(w, errorf(CodeFailed, "%s", err))
-		return
+		return nil, err
 	}
 	out := *rep
-	out.Node, out.Name = v.node, v.plan.Nodes[v.node].Name
-	writeJSON(w, http.StatusOK, out)
+	out.Node, out.Name, out.VM = v.node, v.plan.Nodes[v.node].Name, v.plan.Name
+	return &out, nil
 }
 
 func (v *vm) delete(w http.ResponseWriter, r *http.Request) {

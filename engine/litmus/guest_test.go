@@ -164,7 +164,7 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 		}
 	}
 	for _, n := range ns {
-		n.StopShard()
+		n.StopShards()
 	}
 	found.judge(t, memory, trials)
 	for _, n := range ns {

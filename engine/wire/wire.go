@@ -17,7 +17,7 @@
 //	    11    1 reserved, zero
 //	    12    4 txn        requester's transaction number
 //	    16    4 slot       requester's receive slot
-//	    20    4 reserved, zero
+//	    20    4 spent      nanoseconds at nodes so far, see Message
 //	    24    8 page
 //	    32   32 args       four 64-bit words, their meaning given by the kind
 //
@@ -149,8 +149,12 @@ type Message struct {
 	Epoch     Epoch
 	Txn       uint32
 	Slot      uint32
-	Page      PFN
-	Args      [4]uint64
+	// Spent is how long the transaction has been at nodes other than its requester, in nanoseconds, up to the sending
+	// of this message. The protocol does without it: drivers fill it in, so that a requester can tell what its wait was
+	// made of.
+	Spent uint32
+	Page  PFN
+	Args  [4]uint64
 }
 
 // Errors of Decode. They are values, built once: refusing a stranger's message costs no allocation.
@@ -175,7 +179,7 @@ func (m *Message) Encode(b []byte) {
 	b[11] = 0
 	binary.LittleEndian.PutUint32(b[12:], m.Txn)
 	binary.LittleEndian.PutUint32(b[16:], m.Slot)
-	binary.LittleEndian.PutUint32(b[20:], 0)
+	binary.LittleEndian.PutUint32(b[20:], m.Spent)
 	binary.LittleEndian.PutUint64(b[24:], uint64(m.Page))
 	for i, a := range m.Args {
 		binary.LittleEndian.PutUint64(b[32+8*i:], a)
@@ -197,7 +201,7 @@ func (m *Message) Decode(b []byte) error {
 		return ErrKind
 	}
 	if b[2] >= MaxNodes || Flags(b[3])&^flagMask != 0 || b[8] >= MaxNodes || Mode(b[9]) > Modified ||
-		b[10] > MaxNodes || b[11] != 0 || binary.LittleEndian.Uint32(b[20:]) != 0 {
+		b[10] > MaxNodes || b[11] != 0 {
 		return ErrField
 	}
 	m.Kind = k
@@ -209,6 +213,7 @@ func (m *Message) Decode(b []byte) error {
 	m.Acks = b[10]
 	m.Txn = binary.LittleEndian.Uint32(b[12:])
 	m.Slot = binary.LittleEndian.Uint32(b[16:])
+	m.Spent = binary.LittleEndian.Uint32(b[20:])
 	m.Page = PFN(binary.LittleEndian.Uint64(b[24:]))
 	for i := range m.Args {
 		m.Args[i] = binary.LittleEndian.Uint64(b[32+8*i:])

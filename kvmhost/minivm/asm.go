@@ -135,6 +135,11 @@ func (a *Asm) And(dst, src Reg) *Asm { return a.rr(0x21, src, dst) }
 // Xor exclusive-ors src into dst.
 func (a *Asm) Xor(dst, src Reg) *Asm { return a.rr(0x31, src, dst) }
 
+// Imul multiplies dst by src, modulo 2^64.
+func (a *Asm) Imul(dst, src Reg) *Asm {
+	return a.Raw(rex(dst, src), 0x0f, 0xaf, 0xc0|byte(dst&7)<<3|byte(src&7))
+}
+
 // Cmp compares dst with src: it sets the flags.
 func (a *Asm) Cmp(dst, src Reg) *Asm { return a.rr(0x39, src, dst) }
 
@@ -213,6 +218,9 @@ func (a *Asm) RepIns8(port uint16) *Asm { return a.MovImm(RDX, uint64(port)).Raw
 func (a *Asm) Rdtsc() *Asm {
 	return a.Raw(0x0f, 0x31).Raw(0x48, 0xc1, 0xe2, 0x20).Raw(0x48, 0x09, 0xd0) // rdtsc; shl rdx, 32; or rax, rdx
 }
+
+// Lfence waits for all earlier instructions, so that Rdtsc behind it does not run ahead of what is timed.
+func (a *Asm) Lfence() *Asm { return a.Raw(0x0f, 0xae, 0xe8) }
 
 // Pause is the spin-loop hint.
 func (a *Asm) Pause() *Asm { return a.Raw(0xf3, 0x90) }

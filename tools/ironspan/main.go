@@ -28,6 +28,7 @@ const (
 type cli struct {
 	Node    nodeCmd    `cmd:"" help:"Be a node: offer this server's CPUs and memory to VMs."`
 	Run     runCmd     `cmd:"" help:"Run a VM over nodes, or over node processes on this host."`
+	Top     topCmd     `cmd:"" help:"Watch what a VM does on its nodes."`
 	Doctor  doctorCmd  `cmd:"" help:"Say whether this server is fit to be a node, and mend it."`
 	Cert    certCmd    `cmd:"" help:"Make, show and renew the cluster's certificates."`
 	Version versionCmd `cmd:"" help:"Show which ironspan this is."`

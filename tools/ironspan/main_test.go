@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +45,7 @@ func TestScripts(t *testing.T) {
 			"freeport":   cmdFreePort,
 			"replace":    cmdReplace,
 			"killparent": cmdKillParent,
+			"scrape":     cmdScrape,
 		},
 	})
 }
@@ -174,4 +177,19 @@ func cmdReplace(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		ts.Check(os.WriteFile(path, []byte(os.Expand(string(b), ts.Getenv)), 0o644))
 	}
+}
+
+// cmdScrape asks a node for its metrics as Prometheus does: scrape PORT.
+func cmdScrape(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: scrape PORT")
+	}
+	resp, err := http.Get("http://127.0.0.1:" + args[0] + "/metrics")
+	ts.Check(err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("the answer is %s", resp.Status)
+	}
+	_, err = io.Copy(ts.Stdout(), resp.Body)
+	ts.Check(err)
 }

@@ -25,6 +25,7 @@ type nodeCmd struct {
 	Name      string        `placeholder:"NAME" help:"Which node this is; needed if there are several node-*.pem."`
 	State     string        `placeholder:"DIR" help:"Where boot images wait while a VM is prepared, in files without a name (default: the system's directory for temporary files)."`
 	Lost      time.Duration `default:"15s" help:"Silence after which a client counts as gone and its VM is stopped."`
+	Metrics   string        `placeholder:"HOST:PORT" help:"Answer Prometheus there, at /metrics, without TLS: choose an address that only it reaches (default: not at all)."`
 	LogLevel  slog.Level    `default:"info" help:"What to log: debug, info, warn or error."`
 	LogFormat string        `enum:"text,json" default:"text" help:"How to log: text or json, to standard error."`
 
@@ -72,6 +73,13 @@ func (n *nodeCmd) Run(con *console) error {
 		Lost:      n.Lost,
 		Log:       log,
 	})
+	if n.Metrics != "" {
+		stop, err := serveMetrics(n.Metrics, srv.Report, log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	served := make(chan error, 1)

@@ -24,8 +24,18 @@ var rooms = map[string]room{
 	"engine/control/controltest": { // a fake machine, for the tests of others
 		ours: []string{"engine/cluster", "engine/control", "engine/spec", "engine/wire"},
 	},
-	"engine/nodetest": { // nodes for mini-guests, for the tests of others
-		ours: []string{"engine/coherence", "engine/wire", "fastpath/...", "kvmhost/..."},
+	"engine/lane": {
+		ours:    []string{"engine/wire", "fastpath/fabric", "kvmhost/..."},
+		outside: []string{"golang.org/x/sys"},
+		tests:   []string{"engine/leaktest"},
+	},
+	"engine/leaktest": {outside: []string{"go.uber.org/goleak"}}, // for the tests of others
+	"engine/mininode": { // nodes for mini-guests
+		ours:    []string{"engine/coherence", "engine/lane", "engine/wire", "fastpath/...", "kvmhost/..."},
+		outside: []string{"golang.org/x/sys"},
+	},
+	"engine/nodetest": { // the same, for the tests of others
+		ours: []string{"engine/coherence", "engine/mininode", "engine/wire", "fastpath/...", "kvmhost/..."},
 	},
 	"engine/litmus": {tests: []string{"engine/coherence", "engine/nodetest", "engine/wire", "kvmhost/..."}},
 	"engine": {

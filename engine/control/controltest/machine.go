@@ -267,9 +267,12 @@ func (m *Machine) Stop(reason string) {
 func (m *Machine) Report(context.Context) (*control.Report, error) {
 	return &control.Report{
 		Seconds: time.Since(m.started).Seconds(),
-		Faults:  map[string]control.Latency{"read": {Count: 3, P50NS: 20_000, P99NS: 40_000}},
-		Verbs:   map[string]control.Ops{"write": {Ops: 3, Bytes: 3 * wire.PageSize}},
-		Exits:   map[string]uint64{"io": 7},
+		Faults: map[string]control.Latency{"read": {
+			Count: 3, SumNS: 80_000, P50NS: 20_000, P99NS: 40_000, P999NS: 40_000, MaxNS: 40_000,
+			Buckets: [][2]uint64{{20_000, 2}, {40_000, 1}},
+		}},
+		Verbs: map[string]control.Ops{"write": {Ops: 3, Bytes: 3 * wire.PageSize}},
+		Exits: map[string]uint64{"io": 7},
 	}, nil
 }
 

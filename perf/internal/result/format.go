@@ -39,6 +39,8 @@ func digits(v float64) string {
 		return fmt.Sprintf("%.0f", v)
 	case size >= 9.995:
 		return fmt.Sprintf("%.1f", v)
+	case size >= 0.9995:
+		return fmt.Sprintf("%.2f", v)
 	}
 	return fmt.Sprintf("%.3g", v)
 }

@@ -30,11 +30,15 @@ func table(b *strings.Builder, title string, header []string, rows [][]string) {
 		return
 	}
 	fmt.Fprintf(b, "\n%s\n", title)
-	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	var aligned strings.Builder
+	t := tabwriter.NewWriter(&aligned, 0, 0, 2, ' ', 0)
 	for _, row := range append([][]string{header}, rows...) {
 		fmt.Fprintf(t, "  %s\n", strings.Join(row, "\t"))
 	}
 	t.Flush() // into memory
+	for line := range strings.Lines(aligned.String()) {
+		b.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
 }
 
 func head(b *strings.Builder, r *result.Run) {

@@ -1,4 +1,4 @@
-package engine
+package lane
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ func awaitEvent(fd int) {
 			return
 		}
 		if !errors.Is(err, unix.EINTR) {
-			panic(fmt.Sprintf("engine: read of an eventfd: %v", err)) // only a closed descriptor gives that
+			panic(fmt.Sprintf("lane: read of an eventfd: %v", err)) // only a closed descriptor gives that
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package engine
+package lane
 
 import (
 	"testing"
@@ -28,7 +28,7 @@ func FuzzHandle(f *testing.F) {
 	add(wire.Message{Kind: wire.Ping, From: 63, Epoch: testEpoch})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		node, end := &fakeNode{}, &fakeEndpoint{} // platform node, which serves accesses
-		l := &lane{cfg: laneConfig{nodes: 2, epoch: testEpoch, endpoint: end, handler: node}, waiters: make([]waiter, 1)}
+		l := &Lane{cfg: Config{Nodes: 2, Epoch: testEpoch, Endpoint: end, Handler: node}, waiters: make([]waiter, 1)}
 		l.clock.init()
 		for len(in) >= wire.Size {
 			var m wire.Message

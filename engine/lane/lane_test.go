@@ -1,4 +1,4 @@
-package engine
+package lane
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"ironspan/engine/leaktest"
 	"ironspan/engine/wire"
 	"ironspan/fastpath/fabric"
 	"ironspan/kvmhost"
@@ -135,13 +136,13 @@ type fakeNode struct {
 	none      bool // no device answers
 }
 
-func (n *fakeNode) deliver(m apic.Message) {
+func (n *fakeNode) Deliver(m apic.Message) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.delivered = append(n.delivered, m)
 }
 
-func (n *fakeNode) access(port bool, addr uint64, data []byte, write bool) bool {
+func (n *fakeNode) Access(port bool, addr uint64, data []byte, write bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if write {
@@ -153,13 +154,13 @@ func (n *fakeNode) access(port bool, addr uint64, data []byte, write bool) bool 
 	return !n.none
 }
 
-func (n *fakeNode) eoi(vector uint8) {
+func (n *fakeNode) EOI(vector uint8) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.eois = append(n.eois, vector)
 }
 
-func (n *fakeNode) fabricLost(err *fabric.PeerError) {
+func (n *fakeNode) FabricLost(err *fabric.PeerError) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lost = append(n.lost, err)
@@ -179,7 +180,7 @@ const (
 
 // testLane is a lane of a fake node on a fake fabric.
 type testLane struct {
-	*lane
+	*Lane
 	node *fakeNode
 	end  *fakeEndpoint
 }
@@ -187,7 +188,7 @@ type testLane struct {
 // newLanes makes one lane for each node, not started.
 func newLanes(t *testing.T, nodes int, spin bool) []*testLane {
 	t.Helper()
-	noLeak(t)
+	leaktest.Check(t)
 	f := newFakeFabric(t, nodes)
 	nodeOf := func(id uint32) (wire.NodeID, bool) {
 		return wire.NodeID(id / idsPerNode), id < uint32(nodes*idsPerNode)
@@ -196,17 +197,17 @@ func newLanes(t *testing.T, nodes int, spin bool) []*testLane {
 	for n := range nodes {
 		tl := &testLane{node: &fakeNode{}, end: f.ends[n]}
 		var err error
-		tl.lane, err = newLane(laneConfig{
-			self: wire.NodeID(n), nodes: nodes, epoch: testEpoch, endpoint: tl.end, handler: tl.node, nodeOf: nodeOf,
-			vcpus: testLaneCPUs, spin: spin, cpu: -1,
+		tl.Lane, err = New(Config{
+			Self: wire.NodeID(n), Nodes: nodes, Epoch: testEpoch, Endpoint: tl.end, Handler: tl.node, NodeOf: nodeOf,
+			VCPUs: testLaneCPUs, Spin: spin, CPU: -1,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			tl.halt()
-			tl.wait()
-			tl.close()
+			tl.Halt()
+			tl.Wait()
+			tl.Close()
 		})
 		ls = append(ls, tl)
 	}
@@ -218,7 +219,7 @@ func startLanes(t *testing.T, nodes int, spin bool) []*testLane {
 	t.Helper()
 	ls := newLanes(t, nodes, spin)
 	for _, l := range ls {
-		l.start()
+		l.Start()
 	}
 	return ls
 }
@@ -260,8 +261,8 @@ func TestLaneInterrupts(t *testing.T) {
 				want[n] = append(want[n], closing)
 			}
 			sent := ls[0].sentIPIs.Load()
-			ls[0].sendInterrupt(vcpu, c.m)
-			ls[0].sendInterrupt(vcpu, apic.Message{Dest: apic.Broadcast, Vector: end})
+			ls[0].SendInterrupt(vcpu, c.m)
+			ls[0].SendInterrupt(vcpu, apic.Message{Dest: apic.Broadcast, Vector: end})
 			for n := 1; n < 3; n++ {
 				eventually(t, c.name, func() bool { return len(ls[n].node.got()) >= len(want[n]) })
 				if got := ls[n].node.got(); !slices.Equal(got, want[n]) {
@@ -307,11 +308,11 @@ func TestLaneAccess(t *testing.T) {
 				putLittleEndian(data, value)
 				vcpu := int(i) % testLaneCPUs
 				// The write is posted; the read behind it must not pass it.
-				if !l.remoteAccess(vcpu, port, addr, data, true) {
+				if !l.RemoteAccess(vcpu, port, addr, data, true) {
 					t.Fatal("a write was not taken")
 				}
 				back := make([]byte, size)
-				if !l.remoteAccess(vcpu, port, addr, back, false) {
+				if !l.RemoteAccess(vcpu, port, addr, back, false) {
 					t.Fatal("nobody answered a read")
 				}
 				if got := littleEndian(back); got != value {
@@ -326,13 +327,13 @@ func TestLaneAccess(t *testing.T) {
 		device.mu.Lock()
 		device.none = true
 		device.mu.Unlock()
-		if l.remoteAccess(0, true, 0x3f8, make([]byte, 1), false) {
+		if l.RemoteAccess(0, true, 0x3f8, make([]byte, 1), false) {
 			t.Error("a read that no device answers was answered")
 		}
 		if a, p, s := l.accesses.Load(), l.posted.Load(), ls[0].served.Load(); a != 201 || p != 200 || s != 401 {
 			t.Errorf("%d reads, %d writes, %d served, want 201, 200, 401", a, p, s)
 		}
-		if ls[0].remoteAccess(0, true, 0x3f8, make([]byte, 1), false) {
+		if ls[0].RemoteAccess(0, true, 0x3f8, make([]byte, 1), false) {
 			t.Error("the platform's node has a remote device")
 		}
 	})
@@ -341,8 +342,8 @@ func TestLaneAccess(t *testing.T) {
 // TestLaneEOI is the way of a device's or a vCPU's end of interrupt to the IOAPIC.
 func TestLaneEOI(t *testing.T) {
 	ls := startLanes(t, 2, false)
-	ls[1].sendEOI(-1, 0x51)
-	ls[1].sendEOI(1, 0x52)
+	ls[1].SendEOI(-1, 0x51)
+	ls[1].SendEOI(1, 0x52)
 	eventually(t, "two EOIs", func() bool {
 		ls[0].node.mu.Lock()
 		defer ls[0].node.mu.Unlock()
@@ -439,8 +440,8 @@ func TestLaneAnswers(t *testing.T) {
 	ls := newLanes(t, 2, false)
 	l, platform := ls[1], ls[0]
 	answer := func(slot uint32, data uint64) {
-		platform.cfg.endpoint.Send(1, &wire.Message{Kind: wire.AccessAck, Epoch: testEpoch, Slot: slot, Args: [4]uint64{data, 1}})
-		platform.cfg.endpoint.Flush()
+		platform.cfg.Endpoint.Send(1, &wire.Message{Kind: wire.AccessAck, Epoch: testEpoch, Slot: slot, Args: [4]uint64{data, 1}})
+		platform.cfg.Endpoint.Flush()
 	}
 	// Node 0's lane never runs: the test answers for it.
 	request := func() wire.Message {
@@ -448,14 +449,14 @@ func TestLaneAnswers(t *testing.T) {
 		eventually(t, "a request", func() bool { n, _ := platform.end.Poll(in[:]); return n == 1 })
 		return in[0]
 	}
-	l.start()
+	l.Start()
 	dropped := func(n uint64) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%d dropped", n), func() bool { return l.dropped.Load() >= n })
 	}
 	answer(0, 0xbad) // before anything was asked
 	dropped(1)
-	l.remoteAccess(0, true, 0x80, []byte{1}, true)
+	l.RemoteAccess(0, true, 0x80, []byte{1}, true)
 	answer(request().Slot, 0xbad) // a write has no answer
 	dropped(2)
 
@@ -467,7 +468,7 @@ func TestLaneAnswers(t *testing.T) {
 		got := make(chan result, 1)
 		go func() {
 			var b [1]byte
-			ok := l.remoteAccess(0, true, 0x60, b[:], false)
+			ok := l.RemoteAccess(0, true, 0x60, b[:], false)
 			got <- result{b[0], ok}
 		}()
 		m := request()
@@ -494,18 +495,18 @@ func TestLaneHaltFreesAWaitingRead(t *testing.T) {
 	eachWay(t, func(t *testing.T, spin bool) {
 		ls := newLanes(t, 2, spin) // node 0 does not run, so nobody answers
 		l := ls[1]
-		l.start()
+		l.Start()
 		got := make(chan bool, testLaneCPUs)
 		for v := range testLaneCPUs {
-			go func() { got <- l.remoteAccess(v, false, 0xfec00000, make([]byte, 4), false) }()
+			go func() { got <- l.RemoteAccess(v, false, 0xfec00000, make([]byte, 4), false) }()
 		}
 		eventually(t, "both reads under way", func() bool {
 			ls[0].end.mu.Lock()
 			defer ls[0].end.mu.Unlock()
 			return len(ls[0].end.in) == testLaneCPUs
 		})
-		l.halt()
-		l.halt()
+		l.Halt()
+		l.Halt()
 		for range testLaneCPUs {
 			select {
 			case ok := <-got:
@@ -516,8 +517,8 @@ func TestLaneHaltFreesAWaitingRead(t *testing.T) {
 				t.Fatal("a vcpu still waits for an answer")
 			}
 		}
-		l.wait()
-		if l.remoteAccess(0, true, 0x60, make([]byte, 1), false) {
+		l.Wait()
+		if l.RemoteAccess(0, true, 0x60, make([]byte, 1), false) {
 			t.Error("a halted lane answers")
 		}
 	})
@@ -532,7 +533,7 @@ func TestLaneBackPressure(t *testing.T) {
 	go func() {
 		defer close(done)
 		for i := range uint32(n) {
-			l.sendInterrupt(1, apic.Message{Dest: idsPerNode, Vector: uint8(i), Source: i})
+			l.SendInterrupt(1, apic.Message{Dest: idsPerNode, Vector: uint8(i), Source: i})
 		}
 	}()
 	full := func() bool { return l.out[1].tail.Load()-l.out[1].head.Load() == outboxDepth }
@@ -546,9 +547,9 @@ func TestLaneBackPressure(t *testing.T) {
 	if !full() {
 		t.Fatal("an outbox grew")
 	}
-	l.sendInterrupt(0, apic.Message{Dest: idsPerNode, Source: n}) // another vCPU's outbox has room
-	ls[1].start()
-	l.start()
+	l.SendInterrupt(0, apic.Message{Dest: idsPerNode, Source: n}) // another vCPU's outbox has room
+	ls[1].Start()
+	l.Start()
 	<-done
 	eventually(t, "all messages", func() bool { return len(ls[1].node.got()) == n+1 })
 	next := uint32(0)
@@ -570,11 +571,11 @@ func TestLaneHaltFreesAProducer(t *testing.T) {
 	go func() {
 		defer close(done)
 		for range outboxDepth + 1 {
-			ls[0].sendInterrupt(0, apic.Message{Dest: idsPerNode})
+			ls[0].SendInterrupt(0, apic.Message{Dest: idsPerNode})
 		}
 	}()
 	eventually(t, "a full outbox", func() bool { return ls[0].out[0].tail.Load() == outboxDepth })
-	ls[0].halt()
+	ls[0].Halt()
 	select {
 	case <-done:
 	case <-time.After(5 * time.Second):
@@ -593,8 +594,8 @@ func TestLaneTraffic(t *testing.T) {
 			for vcpu := -1; vcpu < testLaneCPUs; vcpu++ {
 				senders.Go(func() {
 					for i := range uint32(each) {
-						l.sendInterrupt(vcpu, apic.Message{Shorthand: apic.AllExcludingSelf, Source: uint32(n*10+vcpu+1)<<16 | i})
-						if vcpu >= 0 && n != 0 && i%16 == 0 && !l.remoteAccess(vcpu, true, 0x60, make([]byte, 1), false) {
+						l.SendInterrupt(vcpu, apic.Message{Shorthand: apic.AllExcludingSelf, Source: uint32(n*10+vcpu+1)<<16 | i})
+						if vcpu >= 0 && n != 0 && i%16 == 0 && !l.RemoteAccess(vcpu, true, 0x60, make([]byte, 1), false) {
 							t.Error("no answer")
 							return
 						}
@@ -638,11 +639,11 @@ func TestLaneSyncClock(t *testing.T) {
 		t.Run(fmt.Sprint(offset), func(t *testing.T) {
 			ls := newLanes(t, 2, false)
 			ls[0].clock.offset.Store(offset)
-			ls[0].start()
-			ls[1].start()
+			ls[0].Start()
+			ls[1].Start()
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			got, trip, err := ls[1].syncClock(ctx)
+			got, trip, err := ls[1].SyncClock(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -666,17 +667,17 @@ func TestLaneSyncClock(t *testing.T) {
 
 func TestLaneSyncClockGivesUp(t *testing.T) {
 	ls := newLanes(t, 2, false)
-	ls[1].start() // node 0 does not answer
+	ls[1].Start() // node 0 does not answer
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("enough")
 	time.AfterFunc(10*time.Millisecond, func() { cancel(why) })
-	if _, _, err := ls[1].syncClock(ctx); !errors.Is(err, why) {
+	if _, _, err := ls[1].SyncClock(ctx); !errors.Is(err, why) {
 		t.Errorf("%v", err)
 	}
 	ended := make(chan error, 1)
-	go func() { _, _, err := ls[1].syncClock(context.Background()); ended <- err }()
+	go func() { _, _, err := ls[1].SyncClock(context.Background()); ended <- err }()
 	time.Sleep(time.Millisecond)
-	ls[1].halt()
+	ls[1].Halt()
 	if err := <-ended; err == nil {
 		t.Error("a halted lane compared clocks")
 	}
@@ -833,51 +834,12 @@ func TestLittleEndian(t *testing.T) {
 	})
 }
 
-// TestDilatedClock: the guest is told about the frequency that was asked for, Linux's arithmetic in 32 bits leaves
-// enough to set a timer with, and stretch makes up for what it lost.
-func TestDilatedClock(t *testing.T) {
-	const giga = 1_000_000 // kHz
-	for _, c := range []struct {
-		khz  uint64
-		by   float64
-		want uint32
-		wrap bool
-	}{
-		{2_445_404, 1, 2_445_404, false},
-		{3 * giga, 10, 30 * giga, false},
-		{34_359_738, 1, 34_359_738, false}, // the last that fits
-		{34_359_739, 1, 34_359_738, false}, // one tick more wraps: lower by one
-		{3 * giga, 12, 34_359_738, false},  // 36 GHz would leave 205 MHz of it
-		{3 * giga, 20, 60 * giga, true},    // 60 GHz leaves more than half
-		{3 * giga, 25, 68_719_476, true},   // 75 GHz leaves 785 MHz
-		{3 * giga, 30, 90 * giga, true},    // 90 GHz leaves more than half again
-		{2_445_404, 1e9, 4294967295, true}, // bounded by the 32 bits of kHz
-		{2_445_404, 0.5, 1_222_702, false}, // a slower clock is possible, too
-	} {
-		got := dilated(c.khz, c.by)
-		if got != c.want {
-			t.Errorf("%d kHz by %g: %d, want %d", c.khz, c.by, got, c.want)
-		}
-		r := stretch(got)
-		if r.Num != uint64(got)*perKHz || r.Den != uint64(uint32(r.Num)) || (r.Num != r.Den) != c.wrap {
-			t.Errorf("%d kHz by %g: ratio %d/%d", c.khz, c.by, r.Num, r.Den)
+// eventually polls until cond holds.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(end) {
+			t.Fatal("it never came to: ", what)
 		}
 	}
-}
-
-func TestDilatedClockLeavesTimers(t *testing.T) {
-	const giga = 1_000_000 // kHz
-	rapid.Check(t, func(t *rapid.T) {
-		khz := rapid.Uint64Range(1000, 6*giga).Draw(t, "khz")
-		by := rapid.Float64Range(0.5, 500).Draw(t, "by")
-		got := dilated(khz, by)
-		asked := min(float64(khz)*by, math.MaxUint32)
-		r := stretch(got)
-		if float64(got) > asked || float64(got) < asked/2 {
-			t.Fatalf("%d for %g", got, asked)
-		}
-		if r.Den == 0 || r.Num != r.Den && r.Den < 1<<31 {
-			t.Fatalf("%d kHz: ratio %d/%d", got, r.Num, r.Den)
-		}
-	})
 }

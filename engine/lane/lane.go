@@ -1,4 +1,6 @@
-package engine
+// Package lane is the machine lane of a node: what nodes tell each other that is not memory. It carries interrupt
+// messages, port and MMIO accesses for the devices of another node, ends of interrupts, and clock samples.
+package lane
 
 import (
 	"context"
@@ -17,8 +19,8 @@ import (
 	"ironspan/kvmhost/apic"
 )
 
-// platformNode is the node with the platform's devices: the IOAPIC, the serial port, the clock.
-const platformNode wire.NodeID = 0
+// Platform is the node with the platform's devices: the IOAPIC, the serial port, the clock.
+const Platform wire.NodeID = 0
 
 const (
 	// outboxDepth is how many messages a producer may have waiting for the lane's thread. A vCPU has at
@@ -26,27 +28,28 @@ const (
 	// faster than the lane can; then it waits.
 	outboxDepth = 64
 
-	// laneBatch is the number of messages taken from the fabric in one poll.
-	laneBatch = 32
+	// batch is the number of messages taken from the fabric in one poll.
+	batch = 32
 
 	// driftEvery is the time between two clock samples while the VM runs.
 	driftEvery = time.Second
 
-	// laneSpin is how long an idle lane polls before it sleeps, where it may poll at all.
-	laneSpin = 50 * time.Microsecond
+	// spin is how long an idle lane polls before it sleeps, where it may poll at all.
+	spin = 50 * time.Microsecond
 )
 
-// laneHandler is what the machine lane needs of its node. Its methods are called on the lane's thread and must
+// Handler is what the machine lane needs of its node. Its methods are called on the lane's thread and must
 // not block.
-type laneHandler interface {
-	// deliver gives a message of another node to the local APICs that it names.
-	deliver(m apic.Message)
-	// access performs a port or MMIO access of another node's vCPU on this node's devices.
-	access(port bool, addr uint64, data []byte, write bool) bool
-	// eoi tells the IOAPIC that a level-triggered interrupt has been serviced.
-	eoi(vector uint8)
-	// fabricLost reports a peer whose connection failed, once for each.
-	fabricLost(err *fabric.PeerError)
+type Handler interface {
+	// Deliver gives a message of another node to the local APICs that it names.
+	Deliver(m apic.Message)
+	// Access performs a port or MMIO access of another node's vCPU on this node's devices, and says whether one
+	// answered. data is little-endian.
+	Access(port bool, addr uint64, data []byte, write bool) bool
+	// EOI tells the IOAPIC that a level-triggered interrupt has been serviced.
+	EOI(vector uint8)
+	// FabricLost reports a peer whose connection failed, once for each.
+	FabricLost(err *fabric.PeerError)
 }
 
 // letter is a message on its way to the lane's thread.
@@ -86,23 +89,23 @@ type waiter struct {
 	ok     atomic.Bool
 }
 
-// laneConfig is what a lane is made of.
-type laneConfig struct {
-	self     wire.NodeID
-	nodes    int
-	epoch    wire.Epoch
-	endpoint fabric.Endpoint
-	handler  laneHandler
-	nodeOf   func(apicID uint32) (wire.NodeID, bool)
-	vcpus    int  // local ones
-	spin     bool // poll before sleeping
-	cpu      int  // to pin the thread to, or -1
+// Config is what a lane is made of.
+type Config struct {
+	Self     wire.NodeID
+	Nodes    int // of the VM
+	Epoch    wire.Epoch
+	Endpoint fabric.Endpoint // connected before Start
+	Handler  Handler
+	NodeOf   func(apicID uint32) (wire.NodeID, bool)
+	VCPUs    int  // local ones
+	Spin     bool // poll before sleeping
+	CPU      int  // to pin the thread to, or -1
 }
 
-// lane is a node's machine lane: interrupts, port and MMIO accesses and clock samples between nodes. One thread
-// owns the endpoint; vCPUs hand it messages through an outbox each, without a lock, and others share one.
-type lane struct {
-	cfg laneConfig
+// Lane is one node's end. One thread owns the endpoint; vCPUs hand it messages through an outbox each, without a lock,
+// and others share one.
+type Lane struct {
+	cfg Config
 
 	out     []outbox // one for each vCPU
 	waiters []waiter // one for each vCPU
@@ -119,7 +122,7 @@ type lane struct {
 	wake     int // eventfd that ends the thread's sleep
 	sleeping atomic.Bool
 	stopped  atomic.Bool
-	running  atomic.Bool // start was called
+	running  atomic.Bool // Start was called
 	done     chan struct{}
 
 	clock clock
@@ -133,41 +136,42 @@ type lane struct {
 	served   atomic.Uint64
 }
 
-func newLane(cfg laneConfig) (*lane, error) {
-	l := &lane{cfg: cfg, out: make([]outbox, cfg.vcpus), waiters: make([]waiter, cfg.vcpus), done: make(chan struct{}), wake: -1}
+// New prepares a lane. Close frees what it holds.
+func New(cfg Config) (*Lane, error) {
+	l := &Lane{cfg: cfg, out: make([]outbox, cfg.VCPUs), waiters: make([]waiter, cfg.VCPUs), done: make(chan struct{}), wake: -1}
 	for i := range l.waiters {
 		l.waiters[i].event = -1
 	}
 	var err error
 	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("engine: eventfd: %w", err)
+		return nil, fmt.Errorf("lane: eventfd: %w", err)
 	}
 	for i := range l.waiters {
 		if l.waiters[i].event, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
-			l.close()
-			return nil, fmt.Errorf("engine: eventfd: %w", err)
+			l.Close()
+			return nil, fmt.Errorf("lane: eventfd: %w", err)
 		}
 	}
 	l.clock.init()
 	return l, nil
 }
 
-// start runs the lane's thread.
-func (l *lane) start() {
+// Start runs the lane's thread.
+func (l *Lane) Start() {
 	l.running.Store(true)
 	go func() {
 		defer close(l.done)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		restore := pinThread(l.cfg.cpu)
+		restore := pinThread(l.cfg.CPU)
 		defer restore()
 		l.run()
 	}()
 }
 
-// halt ends every wait of a vCPU and lets the thread run out. It does not wait for it, and may be called more
+// Halt ends every wait of a vCPU and lets the thread run out. It does not wait for it, and may be called more
 // than once.
-func (l *lane) halt() {
+func (l *Lane) Halt() {
 	l.stopped.Store(true)
 	signal(l.wake)
 	for i := range l.waiters {
@@ -175,15 +179,15 @@ func (l *lane) halt() {
 	}
 }
 
-// wait returns when the lane's thread has ended, after halt. A lane that never started has no thread.
-func (l *lane) wait() {
+// Wait returns when the lane's thread has ended, after Halt. A lane that never started has no thread.
+func (l *Lane) Wait() {
 	if l.running.Load() {
 		<-l.done
 	}
 }
 
-// close frees what the lane holds. The thread must have ended, and no vCPU may be running.
-func (l *lane) close() {
+// Close frees what the lane holds. The thread must have ended, and no vCPU may be running.
+func (l *Lane) Close() {
 	for i := range l.waiters {
 		if l.waiters[i].event >= 0 {
 			unix.Close(l.waiters[i].event)
@@ -194,14 +198,14 @@ func (l *lane) close() {
 	}
 }
 
-func (l *lane) run() {
-	var in [laneBatch]wire.Message
-	ep := l.cfg.endpoint
+func (l *Lane) run() {
+	var in [batch]wire.Message
+	ep := l.cfg.Endpoint
 	idleSince := time.Now()
 	for !l.stopped.Load() {
 		n, perr := ep.Poll(in[:])
 		if perr != nil {
-			l.cfg.handler.fabricLost(perr)
+			l.cfg.Handler.FabricLost(perr)
 		}
 		for i := range in[:n] {
 			l.handle(&in[i])
@@ -217,7 +221,7 @@ func (l *lane) run() {
 			idleSince = now
 			continue
 		}
-		if l.cfg.spin && now.Sub(idleSince) < laneSpin {
+		if l.cfg.Spin && now.Sub(idleSince) < spin {
 			continue
 		}
 		l.sleep(now)
@@ -227,26 +231,26 @@ func (l *lane) run() {
 
 // sleep waits for a message, an outbox, or the next clock sample. Whoever fills an outbox looks at sleeping
 // afterwards, and it is set here before the outboxes are looked at again: one of the two sees the other.
-func (l *lane) sleep(now time.Time) {
+func (l *Lane) sleep(now time.Time) {
 	l.sleeping.Store(true)
 	defer l.sleeping.Store(false)
-	if l.waiting() || l.stopped.Load() || l.cfg.endpoint.Arm() {
+	if l.waiting() || l.stopped.Load() || l.cfg.Endpoint.Arm() {
 		return
 	}
 	fds := [...]unix.PollFd{
 		{Fd: int32(l.wake), Events: unix.POLLIN},
-		{Fd: int32(l.cfg.endpoint.FD()), Events: unix.POLLIN},
+		{Fd: int32(l.cfg.Endpoint.FD()), Events: unix.POLLIN},
 	}
 	ts := unix.NsecToTimespec(int64(l.clock.wait(now)))
 	if _, err := unix.Ppoll(fds[:], &ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
-		panic(fmt.Sprintf("engine: ppoll on the machine lane: %v", err)) // only a closed descriptor gives that
+		panic(fmt.Sprintf("lane: ppoll on the machine lane: %v", err)) // only a closed descriptor gives that
 	}
 	if fds[0].Revents != 0 {
 		drainEvent(l.wake)
 	}
 }
 
-func (l *lane) waiting() bool {
+func (l *Lane) waiting() bool {
 	for i := range l.out {
 		if l.out[i].head.Load() != l.out[i].tail.Load() {
 			return true
@@ -256,13 +260,13 @@ func (l *lane) waiting() bool {
 }
 
 // drain sends what the outboxes hold and returns how many messages that were.
-func (l *lane) drain() (sent int) {
+func (l *Lane) drain() (sent int) {
 	for i := range l.out {
 		o := &l.out[i]
 		h, t := o.head.Load(), o.tail.Load()
 		for ; h != t; h++ {
 			e := &o.entries[h%outboxDepth]
-			l.cfg.endpoint.Send(e.peer, &e.msg)
+			l.cfg.Endpoint.Send(e.peer, &e.msg)
 			sent++
 		}
 		o.head.Store(h)
@@ -276,7 +280,7 @@ func (l *lane) drain() (sent int) {
 	l.shared.some.Store(false)
 	l.shared.Unlock()
 	for i := range letters {
-		l.cfg.endpoint.Send(letters[i].peer, &letters[i].msg)
+		l.cfg.Endpoint.Send(letters[i].peer, &letters[i].msg)
 	}
 	l.spare = letters
 	return sent + len(letters)
@@ -285,8 +289,8 @@ func (l *lane) drain() (sent int) {
 // post hands a message to the lane's thread on behalf of a vCPU, or of a device if vcpu is negative. A vCPU that
 // finds its outbox full waits for the lane: that is the back pressure of a guest which sends interrupts faster
 // than the fabric takes them.
-func (l *lane) post(vcpu int, peer wire.NodeID, m *wire.Message) {
-	m.From, m.Epoch = l.cfg.self, l.cfg.epoch
+func (l *Lane) post(vcpu int, peer wire.NodeID, m *wire.Message) {
+	m.From, m.Epoch = l.cfg.Self, l.cfg.Epoch
 	if vcpu < 0 {
 		l.shared.Lock()
 		l.shared.letters = append(l.shared.letters, letter{peer, *m})
@@ -305,36 +309,36 @@ func (l *lane) post(vcpu int, peer wire.NodeID, m *wire.Message) {
 	l.rouse()
 }
 
-func (l *lane) rouse() {
+func (l *Lane) rouse() {
 	if l.sleeping.Load() && l.sleeping.CompareAndSwap(true, false) {
 		signal(l.wake)
 	}
 }
 
-// sendInterrupt sends an interrupt message of a vCPU, or of a device if vcpu is negative, to every other node that
+// SendInterrupt sends an interrupt message of a vCPU, or of a device if vcpu is negative, to every other node that
 // may hold one of its destinations.
-func (l *lane) sendInterrupt(vcpu int, a apic.Message) {
+func (l *Lane) SendInterrupt(vcpu int, a apic.Message) {
 	m := wire.Message{Kind: wire.IPI, Args: packInterrupt(a)}
 	if a.Shorthand == apic.NoShorthand && !a.Logical && a.Dest != apic.Broadcast {
-		node, ok := l.cfg.nodeOf(a.Dest)
-		if !ok || node == l.cfg.self {
+		node, ok := l.cfg.NodeOf(a.Dest)
+		if !ok || node == l.cfg.Self {
 			return // nobody has that APIC ID: as on hardware, the message is lost
 		}
 		l.sentIPIs.Add(1)
 		l.post(vcpu, node, &m)
 		return
 	}
-	for n := range l.cfg.nodes {
-		if node := wire.NodeID(n); node != l.cfg.self {
+	for n := range l.cfg.Nodes {
+		if node := wire.NodeID(n); node != l.cfg.Self {
 			l.sentIPIs.Add(1)
 			l.post(vcpu, node, &m)
 		}
 	}
 }
 
-// sendEOI tells the IOAPIC's node about the end of a level-triggered interrupt.
-func (l *lane) sendEOI(vcpu int, vector uint8) {
-	l.post(vcpu, platformNode, &wire.Message{Kind: wire.EOI, Args: [4]uint64{uint64(vector)}})
+// SendEOI tells the IOAPIC's node about the end of a level-triggered interrupt.
+func (l *Lane) SendEOI(vcpu int, vector uint8) {
+	l.post(vcpu, Platform, &wire.Message{Kind: wire.EOI, Args: [4]uint64{uint64(vector)}})
 }
 
 const (
@@ -342,11 +346,11 @@ const (
 	accessPort  = 1 << 9
 )
 
-// remoteAccess performs an access of a local vCPU on the platform's node. Writes are posted: they need no
+// RemoteAccess performs an access of a local vCPU on the platform's node. Writes are posted: they need no
 // answer, and the queue pair keeps them in order with the reads that follow. A read blocks the vCPU's thread
 // until the answer is there, and returns false when no device answered or the lane is halted.
-func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write bool) bool {
-	if l.cfg.self == platformNode {
+func (l *Lane) RemoteAccess(vcpu int, port bool, addr uint64, data []byte, write bool) bool {
+	if l.cfg.Self == Platform {
 		return false
 	}
 	m := wire.Message{Kind: wire.Access, Txn: uint32(vcpu)}
@@ -358,7 +362,7 @@ func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write
 		m.Args[1] |= accessWrite
 		m.Args[2] = littleEndian(data)
 		l.posted.Add(1)
-		l.post(vcpu, platformNode, &m)
+		l.post(vcpu, Platform, &m)
 		return true
 	}
 	l.accesses.Add(1)
@@ -368,7 +372,7 @@ func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write
 	}
 	m.Slot = w.seq
 	w.expect.Store(w.seq)
-	l.post(vcpu, platformNode, &m)
+	l.post(vcpu, Platform, &m)
 	if l.stopped.Load() {
 		return false
 	}
@@ -382,8 +386,8 @@ func (l *lane) remoteAccess(vcpu int, port bool, addr uint64, data []byte, write
 
 // handle acts on one message of a peer. Everything in it is checked here: a peer that sends nonsense is counted
 // and otherwise ignored.
-func (l *lane) handle(m *wire.Message) {
-	if m.Epoch != l.cfg.epoch || int(m.From) >= l.cfg.nodes || m.From == l.cfg.self {
+func (l *Lane) handle(m *wire.Message) {
+	if m.Epoch != l.cfg.Epoch || int(m.From) >= l.cfg.Nodes || m.From == l.cfg.Self {
 		l.dropped.Add(1)
 		return
 	}
@@ -393,24 +397,24 @@ func (l *lane) handle(m *wire.Message) {
 		var a apic.Message
 		if a, ok = unpackInterrupt(m.Args); ok {
 			l.recvIPIs.Add(1)
-			l.cfg.handler.deliver(a)
+			l.cfg.Handler.Deliver(a)
 		}
 	case wire.Access:
 		ok = l.serve(m)
 	case wire.AccessAck:
 		ok = l.answered(m)
 	case wire.EOI:
-		if ok = m.Args[0] <= 0xff && l.cfg.self == platformNode; ok {
-			l.cfg.handler.eoi(uint8(m.Args[0]))
+		if ok = m.Args[0] <= 0xff && l.cfg.Self == Platform; ok {
+			l.cfg.Handler.EOI(uint8(m.Args[0]))
 		}
 	case wire.Ping:
 		ok = true
-		pong := wire.Message{Kind: wire.Pong, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: m.Txn}
+		pong := wire.Message{Kind: wire.Pong, From: l.cfg.Self, Epoch: l.cfg.Epoch, Txn: m.Txn}
 		pong.Args[0] = m.Args[0]
 		pong.Args[1] = uint64(int64(kvmhost.HostTSC()) + l.clock.offset.Load())
-		l.cfg.endpoint.Send(m.From, &pong)
+		l.cfg.Endpoint.Send(m.From, &pong)
 	case wire.Pong:
-		ok = m.From == platformNode && l.clock.pong(m, kvmhost.HostTSC())
+		ok = m.From == Platform && l.clock.pong(m, kvmhost.HostTSC())
 	}
 	if !ok {
 		l.dropped.Add(1)
@@ -418,10 +422,10 @@ func (l *lane) handle(m *wire.Message) {
 }
 
 // serve performs another node's access and answers a read.
-func (l *lane) serve(m *wire.Message) bool {
+func (l *Lane) serve(m *wire.Message) bool {
 	size := m.Args[1] & 0xff
 	port := m.Args[1]&accessPort != 0
-	if l.cfg.self != platformNode || m.Args[1]&^uint64(0xff|accessPort|accessWrite) != 0 ||
+	if l.cfg.Self != Platform || m.Args[1]&^uint64(0xff|accessPort|accessWrite) != 0 ||
 		(size != 1 && size != 2 && size != 4 && size != 8) || port && (m.Args[0] > 0xffff || size == 8) {
 		return false
 	}
@@ -430,20 +434,20 @@ func (l *lane) serve(m *wire.Message) bool {
 	data := buf[:size]
 	if m.Args[1]&accessWrite != 0 {
 		putLittleEndian(data, m.Args[2])
-		l.cfg.handler.access(port, m.Args[0], data, true)
+		l.cfg.Handler.Access(port, m.Args[0], data, true)
 		return true
 	}
-	ack := wire.Message{Kind: wire.AccessAck, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: m.Txn, Slot: m.Slot}
-	if l.cfg.handler.access(port, m.Args[0], data, false) {
+	ack := wire.Message{Kind: wire.AccessAck, From: l.cfg.Self, Epoch: l.cfg.Epoch, Txn: m.Txn, Slot: m.Slot}
+	if l.cfg.Handler.Access(port, m.Args[0], data, false) {
 		ack.Args[0], ack.Args[1] = littleEndian(data), 1
 	}
-	l.cfg.endpoint.Send(m.From, &ack)
+	l.cfg.Endpoint.Send(m.From, &ack)
 	return true
 }
 
 // answered takes the answer to a read to the vCPU that waits for it.
-func (l *lane) answered(m *wire.Message) bool {
-	if m.From != platformNode || uint64(m.Txn) >= uint64(len(l.waiters)) {
+func (l *Lane) answered(m *wire.Message) bool {
+	if m.From != Platform || uint64(m.Txn) >= uint64(len(l.waiters)) {
 		return false
 	}
 	w := &l.waiters[m.Txn]
@@ -457,27 +461,52 @@ func (l *lane) answered(m *wire.Message) bool {
 }
 
 // ping sends the next clock sample.
-func (l *lane) ping(now time.Time) {
+func (l *Lane) ping(now time.Time) {
 	t0 := kvmhost.HostTSC()
-	m := wire.Message{Kind: wire.Ping, From: l.cfg.self, Epoch: l.cfg.epoch, Txn: l.clock.sent(now, t0)}
+	m := wire.Message{Kind: wire.Ping, From: l.cfg.Self, Epoch: l.cfg.Epoch, Txn: l.clock.sent(now, t0)}
 	m.Args[0] = t0
-	l.cfg.endpoint.Send(platformNode, &m)
+	l.cfg.Endpoint.Send(Platform, &m)
 }
 
-// syncClock measures this node's guest TSC offset against the platform's node and sets it. It returns the offset
+// SyncClock measures this node's guest TSC offset against the platform's node and sets it. It returns the offset
 // and the round trip of the best sample, in TSC ticks; half the round trip bounds the offset's error.
-func (l *lane) syncClock(ctx context.Context) (offset int64, roundTrip uint64, err error) {
+func (l *Lane) SyncClock(ctx context.Context) (offset int64, roundTrip uint64, err error) {
 	l.clock.begin()
 	l.rouse()
 	signal(l.wake) // the thread may be asleep without a deadline
 	select {
 	case <-l.clock.synced:
 	case <-l.done:
-		return 0, 0, errors.New("engine: the machine lane ended while clocks were compared")
+		return 0, 0, errors.New("lane: the machine lane ended while clocks were compared")
 	case <-ctx.Done():
-		return 0, 0, fmt.Errorf("engine: node %d did not answer clock samples: %w", platformNode, context.Cause(ctx))
+		return 0, 0, fmt.Errorf("lane: node %d did not answer clock samples: %w", Platform, context.Cause(ctx))
 	}
 	return l.clock.offset.Load(), l.clock.best.Load(), nil
+}
+
+// SetOffset gives the clock of the platform's node, which has nobody to ask: what to add to the host TSC. On any node,
+// it replaces what SyncClock found.
+func (l *Lane) SetOffset(offset int64) { l.clock.offset.Store(offset) }
+
+// Stats are a lane's counters at one moment.
+type Stats struct {
+	SentIPIs, ReceivedIPIs uint64
+	Reads, Writes          uint64 // accesses of this node's vCPUs to the platform's devices
+	Served                 uint64 // accesses performed for others
+	Dropped                uint64 // messages that made no sense
+
+	// Of the clock, in TSC ticks: the round trip that the offset comes from, and by how much the last good sample
+	// differs from the offset.
+	RoundTrip uint64
+	Drift     int64
+}
+
+// Stats reads the counters, one by one; any thread, any time.
+func (l *Lane) Stats() Stats {
+	return Stats{
+		SentIPIs: l.sentIPIs.Load(), ReceivedIPIs: l.recvIPIs.Load(), Reads: l.accesses.Load(), Writes: l.posted.Load(),
+		Served: l.served.Load(), Dropped: l.dropped.Load(), RoundTrip: l.clock.best.Load(), Drift: l.clock.drift.Load(),
+	}
 }
 
 // packInterrupt lays an interrupt message out in the words of an IPI message.

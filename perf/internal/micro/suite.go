@@ -1,0 +1,108 @@
+package micro
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"ironspan/perf/internal/result"
+)
+
+// Options of a run of the suite.
+type Options struct {
+	Scale  Scale
+	Rounds int
+	Only   string // a pattern as of path.Match, of names or of what they begin with; "" for all
+	Seed   uint64 // of the order
+	Say    func(format string, args ...any)
+}
+
+// Pick are the benchmarks that a pattern selects.
+func Pick(all []*Bench, pattern string) ([]*Bench, error) {
+	if pattern == "" {
+		return all, nil
+	}
+	var picked []*Bench
+	for _, b := range all {
+		found, err := matches(b.Name, pattern)
+		if err != nil {
+			return nil, fmt.Errorf("micro: pattern %q: %w", pattern, err)
+		}
+		if found {
+			picked = append(picked, b)
+		}
+	}
+	if len(picked) == 0 {
+		return nil, fmt.Errorf("micro: no benchmark is called %q", pattern)
+	}
+	return picked, nil
+}
+
+// matches: the pattern takes in the name, without its labels, or some of the folders that it lies in.
+func matches(name, pattern string) (bool, error) {
+	if name == pattern {
+		return true, nil
+	}
+	name, _, _ = strings.Cut(name, "{")
+	for ; ; name = path.Dir(name) {
+		found, err := path.Match(pattern, name)
+		if found || err != nil {
+			return found, err
+		}
+		if !strings.Contains(name, "/") {
+			return false, nil
+		}
+	}
+}
+
+// Measure runs the benchmarks in rounds, in each of which every one has a turn, and takes the outcomes into the run.
+func Measure(ctx context.Context, run *result.Run, runner Runner, o Options) error {
+	benches, err := Pick(Catalogue(o.Scale), o.Only)
+	if err != nil {
+		return err
+	}
+	r := &Round{run: run, fabric: runner.Fabric(), stages: map[string]*stages{}}
+	run.Machine["fabric"] = r.fabric
+	var parts []result.Part
+	turns, done := 0, 0
+	began := time.Now()
+	for _, b := range benches {
+		if b.Needs != nil {
+			if err := b.Needs(); err != nil {
+				run.Miss(b.Name, err)
+				o.Say("%s: %v", b.Name, err)
+				continue
+			}
+		}
+		turns += o.Rounds
+		parts = append(parts, result.Part{Name: b.Name, Round: func(ctx context.Context, round int) error {
+			from := time.Now()
+			err := r.turn(ctx, runner, b)
+			done++
+			switch {
+			case ctx.Err() != nil:
+			case err != nil:
+				o.Say("round %d, %s: %v", round+1, b.Name, err)
+			default:
+				o.Say("round %d, %3d of %d, %.1f s in all: %s, %.2f s", round+1, done, turns, time.Since(began).Seconds(), b.Name,
+					time.Since(from).Seconds())
+			}
+			return err
+		}})
+	}
+	return run.Interleave(ctx, o.Rounds, o.Seed, parts...)
+}
+
+// turn is one round of one benchmark.
+func (r *Round) turn(ctx context.Context, runner Runner, b *Bench) error {
+	if b.Alone {
+		runner = Local{}
+	}
+	o, err := runner.Run(ctx, b)
+	if err != nil {
+		return err
+	}
+	return b.Record(r, o)
+}
