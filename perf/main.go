@@ -14,6 +14,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
+
+	"ironspan/perf/internal/peers"
 )
 
 // Exit statuses, for scripts.
@@ -29,6 +31,8 @@ type cli struct {
 	Show    showCmd    `cmd:"" help:"Show a result as tables."`
 	Plot    plotCmd    `cmd:"" help:"Draw a result, as SVG and PNG."`
 	Compare compareCmd `cmd:"" help:"Name what changed between two results by more than noise."`
+
+	Inside peers.Commands `cmd:"" hidden:""` // in servers of the lab
 }
 
 const description = `Measure Ironspan, and judge what was measured.

@@ -32,14 +32,21 @@ const (
 	span      = 5 * time.Second
 )
 
+// Names of the peers' series begin so.
+const (
+	swapNVMe  = "peer/swap-nvmeof-rdma"
+	swapNBD   = "peer/swap-nbd-tcp"
+	migration = "peer/qemu-postcopy"
+)
+
 // Parts are all that is measured here, for run.Interleave; run takes it in. What a kernel, or this machine, cannot run
 // is noted there with the reason. Nothing of it is Ironspan, so all series are controls.
 func Parts(run *result.Run, lab servers.Lab) []result.Part {
 	parts := []result.Part{
 		{Name: "raw", Round: func(ctx context.Context, _ int) error { return recordRaw(ctx, run, lab) }},
-		{Name: "peer/swap-nvmeof-rdma", Round: func(ctx context.Context, _ int) error { return overNVMe(ctx, run, lab) }},
-		{Name: "peer/swap-nbd-tcp", Round: func(ctx context.Context, _ int) error { return overNBD(ctx, run, lab) }},
-		{Name: "peer/qemu-postcopy", Round: func(ctx context.Context, _ int) error { return postCopy(ctx, run, lab) }},
+		{Name: swapNVMe, Round: func(ctx context.Context, _ int) error { return overNVMe(ctx, run, lab) }},
+		{Name: swapNBD, Round: func(ctx context.Context, _ int) error { return overNBD(ctx, run, lab) }},
+		{Name: migration, Round: func(ctx context.Context, _ int) error { return postCopy(ctx, run, lab) }},
 	}
 	for _, t := range raw.Tools() {
 		name := "perftest/" + t.Program
@@ -59,9 +66,9 @@ func Parts(run *result.Run, lab servers.Lab) []result.Part {
 	return parts
 }
 
-// labels of what the device itself does: bytes of a message, and how completions are waited for.
+// labels of what the device itself does: size of a message, and how completions are waited for.
 func labels(bytes int, event bool) result.Labels {
-	l := result.Labels{"bytes": strconv.Itoa(bytes), "wait": "poll"}
+	l := result.Labels{"size": strconv.Itoa(bytes), "wait": "poll"}
 	if event {
 		l["wait"] = "event"
 	}
@@ -116,7 +123,7 @@ func overNVMe(ctx context.Context, run *result.Run, lab servers.Lab) error {
 	if err := lab.Modprobe(ctx, 0, "nvme-rdma"); err != nil {
 		return err
 	}
-	return overSwap(ctx, run, lab, "peer/swap-nvmeof-rdma", []string{"nvmet"}, []string{"swap-nvme"})
+	return overSwap(ctx, run, lab, swapNVMe, []string{"nvmet"}, []string{"swap-nvme"})
 }
 
 func overNBD(ctx context.Context, run *result.Run, lab servers.Lab) error {
@@ -131,7 +138,7 @@ func overNBD(ctx context.Context, run *result.Run, lab servers.Lab) error {
 	if err != nil {
 		return err
 	}
-	return overSwap(ctx, run, lab, "peer/swap-nbd-tcp",
+	return overSwap(ctx, run, lab, swapNBD,
 		append([]string{"nbd-server", "--"}, server...), append([]string{"swap-nbd", "--"}, client...))
 }
 
@@ -191,6 +198,6 @@ func postCopy(ctx context.Context, run *result.Run, lab servers.Lab) (err error)
 	if m.Requests == 0 || len(w.Ns) < m.Requests {
 		return fmt.Errorf("peers: %d slow accesses and %d page requests: nothing can be said", len(w.Ns), m.Requests)
 	}
-	record(run, "peer/qemu-postcopy/read/fault", result.Labels{"qemu": m.QEMU}, longest(w.Ns, m.Requests))
+	record(run, migration+"/read/fault", result.Labels{"qemu": m.QEMU}, longest(w.Ns, m.Requests))
 	return nil
 }

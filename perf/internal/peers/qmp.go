@@ -20,12 +20,14 @@ const (
 	monitorPatience = 30 * time.Second
 )
 
+func newQMP(conn net.Conn) *qmp { return &qmp{conn: conn, r: bufio.NewReaderSize(conn, maxAnswer)} }
+
 // dialQMP connects to a monitor's socket, which the QEMU makes soon after its start.
 func dialQMP(ctx context.Context, socket string, q *child) (*qmp, error) {
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		conn, err := net.Dial("unix", socket)
 		if err == nil {
-			m := &qmp{conn: conn, r: bufio.NewReaderSize(conn, maxAnswer)}
+			m := newQMP(conn)
 			return m, m.greet()
 		}
 		select {

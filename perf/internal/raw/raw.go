@@ -88,8 +88,8 @@ const (
 	Page      = "page-exchange"   // SEND of 64 bytes there, WRITE of a page and SEND of 64 bytes back: a fault's exchange
 	Write     = "write"           // RDMA WRITE of 64 bytes, until its completion at the writer: there and back
 	WriteImm  = "write-imm"       // RDMA WRITE with immediate of 64 bytes, one way: half of there and back
-	ReadRate  = "bandwidth/read"  // bandwidth of reads
-	WriteRate = "bandwidth/write" // bandwidth of writes
+	ReadRate  = "read/bandwidth"  // bandwidth of reads
+	WriteRate = "write/bandwidth" // bandwidth of writes
 )
 
 // patience bounds one test; it is reached only if the other end stands still.
