@@ -8,12 +8,15 @@ import (
 	"os"
 
 	"ironspan/perf/internal/micro"
+	"ironspan/perf/internal/peers"
 	"ironspan/perf/internal/result"
 	"ironspan/perf/internal/servers"
 )
 
 // insideCmd are the commands that this program runs in servers, itself: their answers are JSON.
 type insideCmd struct {
+	peers.Commands
+
 	MicroServe microServeCmd `cmd:"" help:"Have a part in another server's microbenchmarks."`
 	MicroLead  microLeadCmd  `cmd:"" help:"Run microbenchmarks on this server and others."`
 }

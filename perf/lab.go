@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ironspan/perf/internal/micro"
+	"ironspan/perf/internal/peers"
 	"ironspan/perf/internal/result"
 	"ironspan/perf/internal/servers"
 )
@@ -23,7 +24,7 @@ const labRounds = 3
 type labCmd struct {
 	suiteFlags
 	Out     string   `help:"File for the result." default:"build/bench/lab.json" type:"path" placeholder:"FILE"`
-	Steps   []string `help:"What to do, of ${enum}; default: all." enum:"micro" placeholder:"NAME,..."`
+	Steps   []string `help:"What to do, of ${enum}; default: all." enum:"micro,peers" placeholder:"NAME,..."`
 	Servers int      `help:"Servers of the lab; nodes go round them." default:"2" placeholder:"N"`
 	Lab     string   `help:"The lab's program; default: lab beside this one." type:"path" placeholder:"FILE"`
 	Up      []string `help:"A further flag of lab up, as --up=--lab-kernel=6.1." placeholder:"FLAG" sep:"none"`
@@ -36,7 +37,7 @@ type step struct {
 }
 
 // labSteps are all of them, in their order.
-var labSteps = []step{{"micro", microStep}}
+var labSteps = []step{{"micro", microStep}, {"peers", peersStep}}
 
 // labRun is a lab that is up, and the run that is measured in it.
 type labRun struct {
@@ -88,6 +89,7 @@ func (c *labCmd) Run(ctx context.Context, stdout io.Writer) (err error) {
 	if c.Only == "" && c.wants("micro") {
 		scale, _ := c.scale()
 		micro.Judge(r.run, scale)
+		peers.Judge(r.run)
 	}
 	return finish(stdout, r.run, c.Out)
 }
@@ -142,4 +144,26 @@ func microStep(ctx context.Context, r *labRun) error {
 	}
 	r.run.Machine["fabric"] = measured.Machine["fabric"]
 	return r.run.Merge("server", measured)
+}
+
+// peersStep measures the raw device, and what a user would pick instead.
+func peersStep(ctx context.Context, r *labRun) error {
+	rounds, parts := r.rounds(labRounds), peers.Parts(r.run, r.lab)
+	done := 0
+	for i, p := range parts {
+		parts[i].Round = func(ctx context.Context, round int) error {
+			from := time.Now()
+			err := p.Round(ctx, round)
+			done++
+			switch {
+			case ctx.Err() != nil:
+			case err != nil:
+				say("round %d, %s: %v", round+1, p.Name, err)
+			default:
+				say("round %d, %3d of %d: %s, %.2f s", round+1, done, rounds*len(parts), p.Name, time.Since(from).Seconds())
+			}
+			return err
+		}
+	}
+	return r.run.Interleave(ctx, rounds, r.Seed, parts...)
 }

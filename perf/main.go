@@ -14,6 +14,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
+
 )
 
 // Exit statuses, for scripts.

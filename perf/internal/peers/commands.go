@@ -30,9 +30,9 @@ type Commands struct {
 }
 
 // untilEOF says that this process serves, and returns when its input, or the context, ends.
-func untilEOF(ctx context.Context) func() {
+func untilEOF(ctx context.Context, stdout io.Writer) func() {
 	return func() {
-		fmt.Println(servers.Ready)
+		fmt.Fprintln(stdout, servers.Ready)
 		eof := make(chan struct{})
 		go func() {
 			io.Copy(io.Discard, os.Stdin)
@@ -46,26 +46,28 @@ func untilEOF(ctx context.Context) func() {
 }
 
 // answer prints what a command found.
-func answer(v any, err error) error {
+func answer(stdout io.Writer, v any, err error) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(v)
+	return json.NewEncoder(stdout).Encode(v)
 }
 
 type nvmetCmd struct {
 	Addr string `arg:""`
 }
 
-func (c *nvmetCmd) Run(ctx context.Context) error { return nvmetServe(ctx, c.Addr, untilEOF(ctx)) }
+func (c *nvmetCmd) Run(ctx context.Context, stdout io.Writer) error {
+	return nvmetServe(ctx, c.Addr, untilEOF(ctx, stdout))
+}
 
 type nbdServerCmd struct {
 	Addr    string   `arg:""`
 	Program []string `arg:"" passthrough:""`
 }
 
-func (c *nbdServerCmd) Run(ctx context.Context) error {
-	return nbdServe(ctx, program(c.Program), c.Addr, swapDisk, untilEOF(ctx))
+func (c *nbdServerCmd) Run(ctx context.Context, stdout io.Writer) error {
+	return nbdServe(ctx, program(c.Program), c.Addr, swapDisk, untilEOF(ctx, stdout))
 }
 
 // program is the words behind a "--".
@@ -82,8 +84,9 @@ type swapNVMeCmd struct {
 	Addr string `arg:""`
 }
 
-func (c *swapNVMeCmd) Run(ctx context.Context) error {
-	return answer(swapped(ctx, func(undo *undo) (string, error) { return nvmeConnect(ctx, c.Addr, undo) }))
+func (c *swapNVMeCmd) Run(ctx context.Context, stdout io.Writer) error {
+	got, err := swapped(ctx, func(undo *undo) (string, error) { return nvmeConnect(ctx, c.Addr, undo) })
+	return answer(stdout, got, err)
 }
 
 type swapNBDCmd struct {
@@ -91,8 +94,9 @@ type swapNBDCmd struct {
 	Program []string `arg:"" passthrough:""`
 }
 
-func (c *swapNBDCmd) Run(ctx context.Context) error {
-	return answer(swapped(ctx, func(undo *undo) (string, error) { return nbdConnect(ctx, program(c.Program), c.Addr, undo) }))
+func (c *swapNBDCmd) Run(ctx context.Context, stdout io.Writer) error {
+	got, err := swapped(ctx, func(undo *undo) (string, error) { return nbdConnect(ctx, program(c.Program), c.Addr, undo) })
+	return answer(stdout, got, err)
 }
 
 // swapped attaches a device, swaps on it, and detaches it.
@@ -112,8 +116,9 @@ type touchCmd struct {
 	Span     time.Duration `arg:""`
 }
 
-func (c *touchCmd) Run(ctx context.Context) error {
-	return answer(touch(ctx, c.Set, c.Accesses, c.Span))
+func (c *touchCmd) Run(ctx context.Context, stdout io.Writer) error {
+	got, err := touch(ctx, c.Set, c.Accesses, c.Span)
+	return answer(stdout, got, err)
 }
 
 type migrateToCmd struct {
@@ -121,8 +126,9 @@ type migrateToCmd struct {
 	Program []string `arg:"" passthrough:""`
 }
 
-func (c *migrateToCmd) Run(ctx context.Context) error {
-	return answer(migrateTo(ctx, program(c.Program), c.Addr, untilEOF(ctx)))
+func (c *migrateToCmd) Run(ctx context.Context, stdout io.Writer) error {
+	got, err := migrateTo(ctx, program(c.Program), c.Addr, untilEOF(ctx, stdout))
+	return answer(stdout, got, err)
 }
 
 type migrateFromCmd struct {
@@ -130,22 +136,24 @@ type migrateFromCmd struct {
 	Program []string `arg:"" passthrough:""`
 }
 
-func (c *migrateFromCmd) Run(ctx context.Context) error {
-	return answer(migrateFrom(ctx, program(c.Program), c.Addr))
+func (c *migrateFromCmd) Run(ctx context.Context, stdout io.Writer) error {
+	got, err := migrateFrom(ctx, program(c.Program), c.Addr)
+	return answer(stdout, got, err)
 }
 
 type rawServeCmd struct {
 	Addr string `arg:""`
 }
 
-func (c *rawServeCmd) Run(ctx context.Context) error {
-	return raw.Serve(ctx, c.Addr, "", func() { fmt.Println(servers.Ready) })
+func (c *rawServeCmd) Run(ctx context.Context, stdout io.Writer) error {
+	return raw.Serve(ctx, c.Addr, "", func() { fmt.Fprintln(stdout, servers.Ready) })
 }
 
 type rawMeasureCmd struct {
 	Addr string `arg:""`
 }
 
-func (c *rawMeasureCmd) Run(ctx context.Context) error {
-	return answer(raw.Measure(ctx, c.Addr, "", raw.DefaultPlan()))
+func (c *rawMeasureCmd) Run(ctx context.Context, stdout io.Writer) error {
+	got, err := raw.Measure(ctx, c.Addr, "", raw.Plans())
+	return answer(stdout, got, err)
 }

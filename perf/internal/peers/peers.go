@@ -1,8 +1,8 @@
-// Package peers measures what a user would pick instead of Ironspan, between servers of a lab: swap on NVMe over RDMA,
+// Package peers measures the raw device, and what a user would pick instead of Ironspan, between servers of a lab: swap on NVMe over RDMA,
 // swap on NBD over TCP, and the page requests of QEMU's post-copy migration. The components are the distribution's own.
 // Server 0 is the one that lacks pages, server 1 has them.
 //
-// [Run] is called on the lab's host; [Commands] are the parts of this program that it runs in servers. Each part undoes
+// [Parts] are called on the lab's host; [Commands] are the parts of this program that it runs in servers. Each part undoes
 // what it did when it ends, also by a signal or with an error.
 package peers
 
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ironspan/perf/internal/raw"
+	"ironspan/perf/internal/result"
 	"ironspan/perf/internal/servers"
 )
 
@@ -27,171 +28,176 @@ const (
 	swapLimit = 32 << 20
 	swapSet   = 4 * swapLimit
 	swapDisk  = 192 << 20
-	accesses  = 2000
-	span      = 8 * time.Second
+	accesses  = 800
+	span      = 5 * time.Second
 )
 
-// Samples are the times of one kind of event, in nanoseconds.
-type Samples struct {
-	Name string
-	Ns   []int64
-	Note string // how they came about, for whoever reads them
-}
-
-// Missing is a peer that could not be measured here.
-type Missing struct {
-	Name   string
-	Reason string
-}
-
-// Peers by their names.
+// Names of the peers' series begin so.
 const (
-	NVMe     = "swap-nvmeof-rdma"
-	NBD      = "swap-nbd-tcp"
-	PostCopy = "qemu-postcopy"
+	swapNVMe  = "peer/swap-nvmeof-rdma"
+	swapNBD   = "peer/swap-nbd-tcp"
+	migration = "peer/qemu-postcopy"
 )
 
-// peer is how one is measured.
-type peer struct {
-	name    string
-	measure func(context.Context, servers.Lab) ([]Samples, error)
+// Parts are all that is measured here, for run.Interleave; run takes it in. What a kernel, or this machine, cannot run
+// is noted there with the reason. Nothing of it is Ironspan, so all series are controls.
+func Parts(run *result.Run, lab servers.Lab) []result.Part {
+	parts := []result.Part{
+		{Name: "raw", Round: func(ctx context.Context, _ int) error { return recordRaw(ctx, run, lab) }},
+		{Name: swapNVMe, Round: func(ctx context.Context, _ int) error { return overNVMe(ctx, run, lab) }},
+		{Name: swapNBD, Round: func(ctx context.Context, _ int) error { return overNBD(ctx, run, lab) }},
+		{Name: migration, Round: func(ctx context.Context, _ int) error { return postCopy(ctx, run, lab) }},
+	}
+	for _, t := range raw.Tools() {
+		name := "perftest/" + t.Program
+		parts = append(parts, result.Part{Name: result.Key(name, labels(t.Bytes, t.Event)), Round: func(ctx context.Context, _ int) error {
+			r, err := raw.Perftest(ctx, lab, t)
+			if err != nil {
+				return err
+			}
+			if r.Ns == nil {
+				run.Record(name, result.Bandwidth, labels(t.Bytes, t.Event)).Control().Value(r.BytesPerSecond)
+			} else {
+				record(run, name, labels(t.Bytes, t.Event), r.Ns)
+			}
+			return nil
+		}})
+	}
+	return parts
 }
 
-var all = []peer{{NVMe, overNVMe}, {NBD, overNBD}, {PostCopy, postCopy}}
-
-// Run measures all peers; what a kernel, or this machine, cannot run is missing, with the reason. The error is ctx's.
-func Run(ctx context.Context, lab servers.Lab, say func(string, ...any)) ([]Samples, []Missing, error) {
-	var samples []Samples
-	var missing []Missing
-	for _, p := range all {
-		begin := time.Now()
-		got, err := p.measure(ctx, lab)
-		if ctx.Err() != nil {
-			return samples, missing, ctx.Err()
-		}
-		if err != nil {
-			say("%s: %v", p.name, err)
-			missing = append(missing, Missing{p.name, err.Error()})
-			continue
-		}
-		say("%s: %.1f s", p.name, time.Since(begin).Seconds())
-		samples = append(samples, got...)
+// labels of what the device itself does: size of a message, and how completions are waited for.
+func labels(bytes int, event bool) result.Labels {
+	l := result.Labels{"size": strconv.Itoa(bytes), "wait": "poll"}
+	if event {
+		l["wait"] = "event"
 	}
-	return samples, missing, nil
+	return l
 }
 
-func overNVMe(ctx context.Context, lab servers.Lab) ([]Samples, error) {
-	disk := []string{"brd", "rd_nr=1", "rd_size=" + strconv.Itoa(swapDisk>>10)}
-	if err := lab.Modprobe(ctx, 1, append(disk, "nvmet-rdma")...); err != nil {
-		return nil, err
+// record takes in a round.
+func record(run *result.Run, name string, l result.Labels, ns []int64) {
+	rec := run.Record(name, result.Latency, l).Control()
+	rec.Begin()
+	for _, v := range ns {
+		rec.Add(v)
 	}
-	if err := lab.Modprobe(ctx, 0, "nvme-rdma"); err != nil {
-		return nil, err
-	}
-	return overSwap(ctx, lab, NVMe, "NVMe over RDMA, nvmet over a RAM disk", []string{"nvmet"}, []string{"swap-nvme"})
+	rec.End()
 }
 
-func overNBD(ctx context.Context, lab servers.Lab) ([]Samples, error) {
-	if err := lab.Modprobe(ctx, 0, "nbd", "nbds_max=1"); err != nil {
-		return nil, err
-	}
-	server, err := lab.Program(ctx, "nbd-server")
-	if err != nil {
-		return nil, err
-	}
-	client, err := lab.Program(ctx, "nbd-client")
-	if err != nil {
-		return nil, err
-	}
-	return overSwap(ctx, lab, NBD, "NBD over TCP, nbd-server over a file in tmpfs",
-		append([]string{"nbd-server", "--"}, server...), append([]string{"swap-nbd", "--"}, client...))
-}
-
-// overSwap runs a target in server 1 and a program over swap on it in server 0. The target's address goes behind the
-// command's name.
-func overSwap(ctx context.Context, lab servers.Lab, name, how string, target, initiator []string) (s []Samples, err error) {
+// recordRaw measures verbs between servers 1 and 0.
+func recordRaw(ctx context.Context, run *result.Run, lab servers.Lab) (err error) {
 	addr, err := lab.Addr(ctx, 1)
 	if err != nil {
-		return nil, err
-	}
-	served, err := lab.Serve(ctx, 1, slices.Insert(target, 1, addr)...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if _, end := served.End(); err == nil {
-			err = end
-		}
-	}()
-	var t Touched
-	if err := lab.Ask(ctx, &t, 0, slices.Insert(initiator, 1, addr)...); err != nil {
-		return nil, err
-	}
-	note := fmt.Sprintf("%s; a program in a control group of %d MiB over %d MiB, page-cluster 0", how, swapLimit>>20, swapSet>>20)
-	for _, x := range []Samples{
-		{Name: "read-fault", Ns: t.ReadFault, Note: "reads that had to swap in; " + note},
-		{Name: "read", Ns: t.ReadAll, Note: "all reads; " + note},
-		{Name: "write-fault", Ns: t.WriteFault, Note: "writes that had to swap in; " + note},
-		{Name: "write", Ns: t.WriteAll, Note: "all writes; " + note},
-	} {
-		if len(x.Ns) == 0 {
-			return nil, fmt.Errorf("peers: no %s was seen: the working set seems to fit", x.Name)
-		}
-		x.Name = name + "/" + x.Name
-		s = append(s, x)
-	}
-	return s, nil
-}
-
-func postCopy(ctx context.Context, lab servers.Lab) (s []Samples, err error) {
-	addr, err := lab.Addr(ctx, 1)
-	if err != nil {
-		return nil, err
-	}
-	program, err := lab.Program(ctx, "qemu-system-x86_64")
-	if err != nil {
-		return nil, err
-	}
-	target, err := lab.Serve(ctx, 1, append([]string{"migrate-to", addr, "--"}, program...)...)
-	if err != nil {
-		return nil, err
-	}
-	defer target.End()
-	var m Migration
-	if err := lab.Ask(ctx, &m, 0, append([]string{"migrate-from", addr, "--"}, program...)...); err != nil {
-		return nil, err
-	}
-	var w Waits
-	if err := target.Answer(&w); err != nil {
-		return nil, err
-	}
-	if m.Requests == 0 || len(w.Ns) < m.Requests {
-		return nil, fmt.Errorf("peers: %d slow accesses and %d page requests: nothing can be said", len(w.Ns), m.Requests)
-	}
-	return []Samples{{
-		Name: PostCopy + "/read-fault", Ns: longest(w.Ns, m.Requests),
-		Note: fmt.Sprintf("QEMU %s, KVM, postcopy-preempt over TCP, %d KiB/s in the background; the guest's %d longest waits, as many as pages were requested",
-			m.QEMU, backgroundRate>>10, m.Requests),
-	}}, nil
-}
-
-// Raw measures verbs between servers 1 and 0.
-func Raw(ctx context.Context, lab servers.Lab) (r *raw.Report, err error) {
-	addr, err := lab.Addr(ctx, 1)
-	if err != nil {
-		return nil, err
+		return err
 	}
 	addr = net.JoinHostPort(addr, rawPort)
 	target, err := lab.Serve(ctx, 1, "raw-serve", addr)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
-		_, end := target.End()
-		if err != nil && end != nil {
+		if _, end := target.End(); end != nil {
 			err = errors.Join(err, end)
 		}
 	}()
-	r = &raw.Report{}
-	return r, lab.Ask(ctx, r, 0, "raw-measure", addr)
+	var r raw.Report
+	if err := lab.Ask(ctx, &r, 0, "raw-measure", addr); err != nil {
+		target.Interrupt() // it waits for what does not come
+		return err
+	}
+	for _, l := range r.Latency {
+		record(run, "raw/"+l.Name, labels(l.Bytes, l.Event), l.Ns)
+	}
+	for _, b := range r.Bandwidth {
+		run.Record("raw/"+b.Name, result.Bandwidth, labels(b.Bytes, b.Event)).Control().Value(b.BytesPerSecond)
+	}
+	return nil
+}
+
+func overNVMe(ctx context.Context, run *result.Run, lab servers.Lab) error {
+	disk := []string{"brd", "rd_nr=1", "rd_size=" + strconv.Itoa(swapDisk>>10)}
+	if err := lab.Modprobe(ctx, 1, append(disk, "nvmet-rdma")...); err != nil {
+		return err
+	}
+	if err := lab.Modprobe(ctx, 0, "nvme-rdma"); err != nil {
+		return err
+	}
+	return overSwap(ctx, run, lab, swapNVMe, []string{"nvmet"}, []string{"swap-nvme"})
+}
+
+func overNBD(ctx context.Context, run *result.Run, lab servers.Lab) error {
+	if err := lab.Modprobe(ctx, 0, "nbd", "nbds_max=1"); err != nil {
+		return err
+	}
+	server, err := lab.Program(ctx, "nbd-server")
+	if err != nil {
+		return err
+	}
+	client, err := lab.Program(ctx, "nbd-client")
+	if err != nil {
+		return err
+	}
+	return overSwap(ctx, run, lab, swapNBD,
+		append([]string{"nbd-server", "--"}, server...), append([]string{"swap-nbd", "--"}, client...))
+}
+
+// overSwap runs a target in server 1 and a program over swap on it in server 0. The target's address goes behind the
+// command's name. A series named fault has the accesses that had to swap in, the other one has all.
+func overSwap(ctx context.Context, run *result.Run, lab servers.Lab, name string, target, initiator []string) (err error) {
+	addr, err := lab.Addr(ctx, 1)
+	if err != nil {
+		return err
+	}
+	served, err := lab.Serve(ctx, 1, slices.Insert(target, 1, addr)...)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if _, end := served.End(); end != nil {
+			err = errors.Join(err, end)
+		}
+	}()
+	var t Touched
+	if err := lab.Ask(ctx, &t, 0, slices.Insert(initiator, 1, addr)...); err != nil {
+		return err
+	}
+	if len(t.ReadFault) == 0 || len(t.WriteFault) == 0 {
+		return errors.New("peers: nothing was swapped in: the working set seems to fit")
+	}
+	l := result.Labels{"limit": strconv.Itoa(swapLimit), "set": strconv.Itoa(swapSet)}
+	record(run, name+"/read/fault", l, t.ReadFault)
+	record(run, name+"/read/all", l, t.ReadAll)
+	record(run, name+"/write/fault", l, t.WriteFault)
+	record(run, name+"/write/all", l, t.WriteAll)
+	return nil
+}
+
+func postCopy(ctx context.Context, run *result.Run, lab servers.Lab) (err error) {
+	addr, err := lab.Addr(ctx, 1)
+	if err != nil {
+		return err
+	}
+	program, err := lab.Program(ctx, "qemu-system-x86_64")
+	if err != nil {
+		return err
+	}
+	target, err := lab.Serve(ctx, 1, append([]string{"migrate-to", addr, "--"}, program...)...)
+	if err != nil {
+		return err
+	}
+	defer target.End()
+	var m Migration
+	if err := lab.Ask(ctx, &m, 0, append([]string{"migrate-from", addr, "--"}, program...)...); err != nil {
+		return err
+	}
+	var w Waits
+	if err := target.Answer(&w); err != nil {
+		return err
+	}
+	if m.Requests == 0 || len(w.Ns) < m.Requests {
+		return fmt.Errorf("peers: %d slow accesses and %d page requests: nothing can be said", len(w.Ns), m.Requests)
+	}
+	record(run, migration+"/read/fault", result.Labels{"qemu": m.QEMU}, longest(w.Ns, m.Requests))
+	return nil
 }

@@ -27,7 +27,7 @@ var guestCapabilities = []string{"postcopy-ram", "postcopy-preempt"}
 
 // machine is a QEMU that has the toucher as its guest.
 type machine struct {
-	dir   string
+	debug string // file with what the guest tells
 	qemu  *child
 	qmp   *qmp
 	about string // version
@@ -40,20 +40,18 @@ func newMachine(ctx context.Context, program []string, undo *undo, more ...strin
 		return nil, fmt.Errorf("peers: %w", err)
 	}
 	undo.add(func() error { return os.RemoveAll(dir) })
-	m := &machine{dir: dir}
-	if err := os.WriteFile(m.file("rom"), rom(), 0o600); err != nil {
+	in := func(name string) string { return filepath.Join(dir, name) }
+	m := &machine{debug: in("debug")}
+	if err := os.WriteFile(in("rom"), rom(), 0o600); err != nil {
 		return nil, fmt.Errorf("peers: %w", err)
 	}
-	args := append(program[1:], "-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "pc,usb=off,vmport=off", "-accel", "kvm", "-m", fmt.Sprintf("%dM", guestMemory>>20), "-bios", m.file("rom"),
-		"-qmp", "unix:"+m.file("qmp")+",server=on,wait=off",
-		"-chardev", "file,id=debug,path="+m.file("debug"),
-		"-device", fmt.Sprintf("isa-debugcon,iobase=%#x,chardev=debug", debugPort))
+	args := append(program[1:], guestArgs(in("rom"), m.debug, "kvm")...)
+	args = append(args, "-qmp", "unix:"+in("qmp")+",server=on,wait=off")
 	if m.qemu, err = startChild(exec.Command(program[0], append(args, more...)...)); err != nil {
 		return nil, fmt.Errorf("peers: qemu: %w", err)
 	}
 	undo.add(m.qemu.stop)
-	if m.qmp, err = dialQMP(ctx, m.file("qmp"), m.qemu); err != nil {
+	if m.qmp, err = dialQMP(ctx, in("qmp"), m.qemu); err != nil {
 		return nil, err
 	}
 	undo.add(m.qmp.close)
@@ -75,7 +73,14 @@ func newMachine(ctx context.Context, program []string, undo *undo, more ...strin
 	return m, m.qmp.do("migrate-set-capabilities", map[string]any{"capabilities": all}, nil)
 }
 
-func (m *machine) file(name string) string { return filepath.Join(m.dir, name) }
+// guestArgs are a QEMU's for the toucher, which tells what it has to in a file.
+func guestArgs(rom, debug, accel string) []string {
+	return []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,usb=off,vmport=off", "-accel", accel,
+		"-m", fmt.Sprintf("%dM", guestMemory>>20), "-bios", rom, "-chardev", "file,id=debug,path=" + debug,
+		"-device", fmt.Sprintf("isa-debugcon,iobase=%#x,chardev=debug", debugPort),
+	}
+}
 
 // Waits are the guest's slow accesses at the destination.
 type Waits struct {
@@ -100,7 +105,7 @@ func migrateTo(ctx context.Context, program []string, addr string, serve func())
 		return nil, ctx.Err()
 	}
 	perTick := float64(time.Since(began).Nanoseconds()) / float64(kvmhost.HostTSC()-ticks)
-	told, err := os.ReadFile(m.file("debug"))
+	told, err := os.ReadFile(m.debug)
 	if err != nil {
 		return nil, fmt.Errorf("peers: %w", err)
 	}
@@ -180,7 +185,7 @@ func migrateFrom(ctx context.Context, program []string, addr string) (r *Migrati
 // awaitGuest waits until the guest has filled its memory.
 func (m *machine) awaitGuest(ctx context.Context) error {
 	for deadline := time.Now().Add(60 * time.Second); ; {
-		told, err := os.ReadFile(m.file("debug"))
+		told, err := os.ReadFile(m.debug)
 		if err == nil && bytes.IndexByte(told, 'R') >= 0 {
 			return nil
 		}

@@ -15,15 +15,19 @@ type qmp struct {
 	r    *bufio.Reader
 }
 
-// maxAnswer bounds a line of the monitor's.
-const maxAnswer = 1 << 20
+const (
+	maxAnswer       = 1 << 20 // bytes of a line of the monitor's
+	monitorPatience = 30 * time.Second
+)
+
+func newQMP(conn net.Conn) *qmp { return &qmp{conn: conn, r: bufio.NewReaderSize(conn, maxAnswer)} }
 
 // dialQMP connects to a monitor's socket, which the QEMU makes soon after its start.
 func dialQMP(ctx context.Context, socket string, q *child) (*qmp, error) {
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		conn, err := net.Dial("unix", socket)
 		if err == nil {
-			m := &qmp{conn: conn, r: bufio.NewReaderSize(conn, maxAnswer)}
+			m := newQMP(conn)
 			return m, m.greet()
 		}
 		select {
@@ -40,6 +44,7 @@ func dialQMP(ctx context.Context, socket string, q *child) (*qmp, error) {
 }
 
 func (m *qmp) greet() error {
+	m.conn.SetDeadline(time.Now().Add(monitorPatience))
 	if err := m.line(&struct {
 		QMP json.RawMessage `json:"QMP"`
 	}{}); err != nil {
@@ -70,7 +75,7 @@ func (m *qmp) do(command string, arguments, into any) error {
 	if err != nil {
 		return fmt.Errorf("peers: qemu: %s: %w", command, err)
 	}
-	m.conn.SetDeadline(time.Now().Add(30 * time.Second))
+	m.conn.SetDeadline(time.Now().Add(monitorPatience))
 	if _, err := m.conn.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("peers: qemu: %s: %w", command, err)
 	}

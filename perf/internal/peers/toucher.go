@@ -9,9 +9,9 @@ import "encoding/binary"
 const (
 	romSize      = 64 << 10
 	romBase      = 1<<32 - romSize
-	guestMemory  = 64 << 20
+	guestMemory  = 32 << 20
 	firstTouched = 16 << 20
-	touchedBytes = 32 << 20 // a power of two
+	touchedBytes = 16 << 20 // a power of two
 	debugPort    = 0xe9
 	slowTicks    = 40_000
 )

@@ -309,7 +309,9 @@ func (c *control) read(into any) error {
 	if err == nil {
 		d := json.NewDecoder(bytes.NewReader(line))
 		d.DisallowUnknownFields()
-		err = d.Decode(into)
+		if err = d.Decode(into); err == nil && d.More() {
+			err = errors.New("more than one value in a line")
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("raw: control: %w", err)

@@ -19,8 +19,9 @@ const (
 	message = 64 // bytes: as long as one of Ironspan's own
 )
 
-// Plan is what to measure.
+// Plan is what to measure, of one way to wait.
 type Plan struct {
+	Event  bool          // both ends sleep on the completion channel; otherwise they poll
 	Rounds int           // of each latency test
 	Warmup int           // rounds before those
 	Sizes  []int         // bytes of a message, for bandwidth
@@ -28,11 +29,16 @@ type Plan struct {
 	Span   time.Duration // of each bandwidth test
 }
 
-// DefaultPlan takes about half a minute between emulated servers.
-func DefaultPlan() Plan {
-	return Plan{
-		Rounds: 1000, Warmup: 50, Sizes: []int{64, 256, 1 << 10, page, 16 << 10, 64 << 10}, Window: 32,
-		Span: 500 * time.Millisecond,
+// Plans takes some ten seconds between emulated servers. There, who polls takes from the device what it has to run on,
+// and is ten times slower: fewer rounds have to do.
+func Plans() []Plan {
+	const window, span = 32, 300 * time.Millisecond
+	return []Plan{
+		{
+			Event: true, Rounds: 500, Warmup: 20,
+			Sizes: []int{64, 256, 1 << 10, page, 16 << 10, 64 << 10}, Window: window, Span: span,
+		},
+		{Rounds: 100, Warmup: 5, Sizes: []int{page}, Window: window, Span: span},
 	}
 }
 
@@ -55,7 +61,7 @@ func (p *Plan) validate() error {
 type Latency struct {
 	Name  string  `json:"name"`
 	Bytes int     `json:"bytes"`
-	Event bool    `json:"event"` // both ends sleep on the completion channel; otherwise they poll
+	Event bool    `json:"event"` // as in the plan
 	Ns    []int64 `json:"ns"`    // of each round, in their order
 }
 
@@ -78,12 +84,12 @@ type Report struct {
 
 // The names of tests.
 const (
-	Read      = "read"       // RDMA READ of a page
-	Page      = "page"       // SEND of 64 bytes there, WRITE of a page and SEND of 64 bytes back: a fault's exchange
-	Write     = "write"      // RDMA WRITE of 64 bytes, until its completion at the writer: there and back
-	WriteImm  = "write-imm"  // RDMA WRITE with immediate of 64 bytes, one way: half of there and back
-	ReadRate  = "read-rate"  // bandwidth of reads
-	WriteRate = "write-rate" // bandwidth of writes
+	Read      = "read"            // RDMA READ of a page
+	Page      = "page-exchange"   // SEND of 64 bytes there, WRITE of a page and SEND of 64 bytes back: a fault's exchange
+	Write     = "write"           // RDMA WRITE of 64 bytes, until its completion at the writer: there and back
+	WriteImm  = "write-imm"       // RDMA WRITE with immediate of 64 bytes, one way: half of there and back
+	ReadRate  = "read/bandwidth"  // bandwidth of reads
+	WriteRate = "write/bandwidth" // bandwidth of writes
 )
 
 // patience bounds one test; it is reached only if the other end stands still.
@@ -129,10 +135,12 @@ func Serve(ctx context.Context, addr, device string, ready func()) error {
 	}
 }
 
-// Measure is the active end: it goes through the plan with whoever serves at addr.
-func Measure(ctx context.Context, addr, device string, p Plan) (*Report, error) {
-	if err := p.validate(); err != nil {
-		return nil, err
+// Measure is the active end: it goes through the plans with whoever serves at addr.
+func Measure(ctx context.Context, addr, device string, plans []Plan) (*Report, error) {
+	for _, p := range plans {
+		if err := p.validate(); err != nil {
+			return nil, err
+		}
 	}
 	e, err := newEnd(device)
 	if err != nil {
@@ -152,39 +160,47 @@ func Measure(ctx context.Context, addr, device string, p Plan) (*Report, error) 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	r := &Report{Device: e.dev.Name()}
-	for _, event := range []bool{false, true} {
-		for _, t := range []struct {
-			name  string
-			bytes int
-			share int64 // of a round that counts
-			round func(context.Context, uint64) error
-		}{
-			{Read, page, 1, e.read},
-			{Write, message, 1, e.write},
-			{Page, page, 1, e.askPage},
-			{WriteImm, message, 2, e.throw},
-		} {
-			e.event = event
-			ns, err := e.rounds(ctx, c, t.name, p, t.round)
-			if err != nil {
-				return nil, fmt.Errorf("raw: %s, event %v: %w", t.name, event, err)
-			}
-			for i := range ns {
-				ns[i] /= t.share
-			}
-			r.Latency = append(r.Latency, Latency{Name: t.name, Bytes: t.bytes, Event: event, Ns: ns})
-		}
-		for _, name := range []string{ReadRate, WriteRate} {
-			for _, size := range p.Sizes {
-				b, err := e.rate(ctx, name, size, p)
-				if err != nil {
-					return nil, fmt.Errorf("raw: %s of %d bytes, event %v: %w", name, size, event, err)
-				}
-				r.Bandwidth = append(r.Bandwidth, *b)
-			}
+	for _, p := range plans {
+		if err := e.measure(ctx, c, p, r); err != nil {
+			return nil, err
 		}
 	}
 	return r, nil
+}
+
+// measure goes through one plan.
+func (e *end) measure(ctx context.Context, c *control, p Plan, r *Report) error {
+	e.event = p.Event
+	for _, t := range []struct {
+		name  string
+		bytes int
+		parts int64 // of a round, one of which counts
+		round func(context.Context, uint64) error
+	}{
+		{Read, page, 1, e.read},
+		{Write, message, 1, e.write},
+		{Page, page, 1, e.askPage},
+		{WriteImm, message, 2, e.throw},
+	} {
+		ns, err := e.rounds(ctx, c, t.name, p, t.round)
+		if err != nil {
+			return fmt.Errorf("raw: %s, event %v: %w", t.name, p.Event, err)
+		}
+		for i := range ns {
+			ns[i] /= t.parts
+		}
+		r.Latency = append(r.Latency, Latency{Name: t.name, Bytes: t.bytes, Event: p.Event, Ns: ns})
+	}
+	for _, name := range []string{ReadRate, WriteRate} {
+		for _, size := range p.Sizes {
+			b, err := e.rate(ctx, name, size, p)
+			if err != nil {
+				return fmt.Errorf("raw: %s of %d bytes, event %v: %w", name, size, p.Event, err)
+			}
+			r.Bandwidth = append(r.Bandwidth, *b)
+		}
+	}
+	return nil
 }
 
 // rounds times a test's rounds, with the other end's part in it if it has one.
