@@ -27,7 +27,8 @@ var rooms = map[string]room{
 	"engine/nodetest": { // nodes for mini-guests, for the tests of others
 		ours: []string{"engine/coherence", "engine/wire", "fastpath/...", "kvmhost/..."},
 	},
-	"engine/litmus": {tests: []string{"engine/coherence", "engine/nodetest", "engine/wire", "kvmhost/..."}},
+	"engine/litmus":     {tests: []string{"engine/coherence", "engine/litmus/x86", "engine/nodetest", "engine/wire", "kvmhost/..."}},
+	"engine/litmus/x86": {ours: []string{"engine/litmus", "kvmhost/minivm"}},
 	"engine": {
 		ours:    []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs"},
 		outside: []string{"golang.org/x/sys"},
