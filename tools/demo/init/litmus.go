@@ -1,0 +1,461 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
+
+	"ironspan/engine/litmus"
+	"ironspan/engine/litmus/x86"
+	"ironspan/kvmhost/minivm"
+)
+
+// The litmus phase: threads on different CPUs, and on different nodes if there are several, run the shapes of package
+// litmus as machine code, and each round is held against x86-TSO. CPUs that a shape has no thread for touch its pages
+// meanwhile.
+//
+// To meet costs several page moves, and so does all that threads would do in order to begin a round together. So they
+// meet for a batch of rounds, one for each of many instances of the variables, and the pages themselves keep them
+// together: who is ahead has to wait for the next page.
+
+// A record is what a thread knows of a round. In words, and bytes:
+const (
+	recordWords = 8
+	recAddrs    = 0 // of the variables
+	recDelays   = 3 // 32 bits for each instruction, how often to go round a loop before it
+	recInstance = 4 // the upper 32 bits
+	recRegs     = 5 // what instructions read
+
+	maxInstances = 96
+	batchWords   = recordWords * maxInstances
+)
+
+// A gust is an access of a storm. In words:
+const (
+	gustWords = 2
+	gustAddr  = 0
+	gustDelay = 1 // 32 bits; the upper ones: 1 to write, 0 to read
+
+	gusts = 64
+)
+
+// trials is the phase's state.
+type trials struct {
+	seed    uint64
+	batches int
+	homes   []int // node of each worker
+	shapes  []*litmus.Shape
+	code    program
+	entries map[entry]int // offsets of the code
+	storm   int           // likewise
+	records []bank        // of each worker: for two batches by turns, as one is judged while the next is drawn; or its storm's
+	vars    arena
+	barrier sheet // one word that counts arrivals
+
+	mu    sync.Mutex // guards judge, which goes from janitor to janitor
+	judge litmus.Judge
+}
+
+// entry is a function of the program: a thread of a shape.
+type entry struct {
+	shape         *litmus.Shape
+	thread, width int
+}
+
+func (d *demo) litmus() error {
+	if d.crew.size() == 1 {
+		d.out.say("litmus left out: one CPU shares memory with nobody")
+		return nil
+	}
+	t, err := readTopology("")
+	if err != nil {
+		return err
+	}
+	l, err := newTrials(t, d.crew, mix(uint64(uptime())), d.params.Litmus)
+	if err != nil {
+		return err
+	}
+	defer l.free()
+	if err := d.together("batches", int64(l.batches), l.run); err != nil {
+		return err
+	}
+	for _, is := range l.judge.Tallies() {
+		d.out.event("litmus").str("shape", is.Name()).num("rounds", int64(is.Rounds)).num("outcomes", int64(is.Outcomes())).
+			num("allowed", int64(is.Allowed())).num("interleaved", int64(is.Interleaved)).print()
+	}
+	shapes, rounds, outcomes, interleaved := l.judge.Sum()
+	d.done(d.phase().num("batches", int64(l.batches)).num("rounds", int64(rounds)).num("shapes", int64(shapes)).
+		num("outcomes", int64(outcomes)).num("interleaved", int64(interleaved)))
+	return nil
+}
+
+func newTrials(t topology, c *crew, seed uint64, batches int) (*trials, error) {
+	l := &trials{seed: seed, batches: batches, entries: map[entry]int{}}
+	var err error
+	defer func() {
+		if err != nil {
+			l.free()
+		}
+	}()
+	ids := make([]int, len(t.nodes))
+	for i, n := range t.nodes {
+		ids[i] = n.id
+	}
+	for _, w := range c.workers {
+		home := t.nodeOf(w.cpu)
+		l.homes = append(l.homes, home)
+		var own bank
+		if own, err = newBank(ids[home], len(ids) > 1, 2*8*batchWords); err != nil {
+			return nil, err
+		}
+		l.records = append(l.records, own)
+	}
+	if l.vars, err = newArena(arenaPages, ids); err != nil {
+		return nil, err
+	}
+	if l.barrier, err = newSheet(1); err != nil {
+		return nil, err
+	}
+	for i := range litmus.Shapes {
+		if s := &litmus.Shapes[i]; len(s.Threads) <= c.size() {
+			l.shapes = append(l.shapes, s)
+		}
+	}
+	if l.code, err = newProgram(l.assemble()); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *trials) free() {
+	for _, own := range l.records {
+		own.free()
+	}
+	if l.vars != nil {
+		l.vars.free()
+	}
+	if l.barrier.words != nil {
+		l.barrier.free()
+	}
+	if l.code != nil {
+		l.code.free()
+	}
+}
+
+// Registers of the functions, besides those of package x86. The first two are what call gives them.
+const (
+	at    = minivm.R13
+	left  = minivm.RDI
+	delay = minivm.RCX
+)
+
+// assemble is the code of all threads, and of the storm.
+func (l *trials) assemble() []byte {
+	var code []byte
+	add := func(function []byte) int {
+		start := len(code)
+		code = append(code, function...)
+		return start
+	}
+	for _, s := range l.shapes {
+		for thread, instrs := range s.Threads {
+			for _, width := range []int{4, 8} {
+				l.entries[entry{s, thread, width}] = add(threadCode(x86.Thread{Code: instrs, Width: width}))
+			}
+		}
+	}
+	l.storm = add(stormCode())
+	return code
+}
+
+const ret = 0xc3
+
+// threadCode does a thread's part of each round of a batch.
+func threadCode(thread x86.Thread) []byte {
+	a := minivm.NewAsm().Label("round")
+	for v, r := range x86.Vars {
+		a.Load(r, at, int32(8*(recAddrs+v)))
+	}
+	thread.Constants(a)
+	for i := range thread.Code {
+		spin, waited := "spin"+strconv.Itoa(i), "waited"+strconv.Itoa(i)
+		a.Load32(delay, at, int32(8*recDelays+4*i)).CmpImm(delay, 0).Jcc(minivm.Equal, waited)
+		a.Label(spin).Dec(delay).Jcc(minivm.NotEqual, spin).Label(waited)
+		thread.Instr(a, i)
+	}
+	thread.Results(a, at, 8*recRegs)
+	return a.AddImm(at, 8*recordWords).Dec(left).Jcc(minivm.NotEqual, "round").Raw(ret).Bytes()
+}
+
+// stormCode touches pages.
+func stormCode() []byte {
+	const page, kind = minivm.RBX, minivm.RAX
+	a := minivm.NewAsm().Label("gust")
+	a.Load(page, at, 8*gustAddr).Load32(delay, at, 8*gustDelay).Load32(kind, at, 8*gustDelay+4)
+	a.CmpImm(kind, 0).Jcc(minivm.Equal, "read").Store(page, 0, left).Jmp("linger")
+	a.Label("read").Load(kind, page, 0)
+	a.Label("linger").Dec(delay).Jcc(minivm.NotEqual, "linger")
+	return a.AddImm(at, 8*gustWords).Dec(left).Jcc(minivm.NotEqual, "gust").Raw(ret).Bytes()
+}
+
+// batch is what all workers do together, as each of them knows it from the seed.
+type batch struct {
+	number int
+	shape  *litmus.Shape
+	place  *place
+	cast   []int // the worker of each thread
+	block  int   // threads go through blocks of so many instances in one order, and through each block in orders of their own
+}
+
+func (l *trials) plan(number int) batch {
+	rng := l.random(number, 0)
+	b := batch{number: number, shape: l.shapes[rng.IntN(len(l.shapes))], place: &places[rng.IntN(len(places))]}
+	for !b.place.fits(b.shape) {
+		b.place = &places[rng.IntN(len(places))]
+	}
+	b.block = [...]int{1, 1, 4, maxInstances}[rng.IntN(4)]
+	for b.cast == nil || l.close(b.cast) {
+		b.cast = rng.Perm(len(l.homes))[:len(b.shape.Threads)]
+	}
+	return b
+}
+
+// random is what all know of a batch, who being 0, or one of them alone.
+func (l *trials) random(number, who int) *rand.Rand {
+	return rand.New(rand.NewPCG(l.seed, uint64(number)<<16|uint64(who)))
+}
+
+// close says that all of the cast are on one node, though others are on another.
+func (l *trials) close(cast []int) bool {
+	home := l.homes[cast[0]]
+	elsewhere := func(w int) bool { return l.homes[w] != home }
+	return !slices.ContainsFunc(cast, elsewhere) && slices.ContainsFunc(l.homes, func(h int) bool { return h != home })
+}
+
+func (l *trials) run(w *worker) error {
+	crew := w.crew.size()
+	for number := range l.batches {
+		b := l.plan(number)
+		thread := slices.Index(b.cast, w.index)
+		rng := l.random(number, w.index+1)
+		if thread >= 0 {
+			l.draw(rng, &b, l.recordsOf(&b, w.index))
+		} else {
+			l.drawStorm(rng, &b, l.recordsOf(&b, w.index))
+		}
+		arrivals := uint64(2 * number * crew)
+		if err := l.meet(w, arrivals+uint64(crew)); err != nil {
+			return err
+		}
+		if thread >= 0 {
+			l.play(&b, thread)
+		} else {
+			l.rage(w, &b, arrivals+uint64(crew+len(b.cast)))
+		}
+		if err := l.meet(w, arrivals+uint64(2*crew)); err != nil {
+			return err
+		}
+		if w.index == number%crew {
+			if err := l.clean(&b); err != nil {
+				return err
+			}
+		}
+		w.progress(int64(number + 1))
+	}
+	return nil
+}
+
+// meet waits until so many arrivals have been counted.
+func (l *trials) meet(w *worker, arrivals uint64) error {
+	word := l.barrier.at(0, 0)
+	word.Add(1)
+	return w.await(word, arrivals)
+}
+
+// recordsOf are a worker's records of a batch.
+func (l *trials) recordsOf(b *batch, worker int) bank {
+	return l.records[worker][batchWords*(b.number%2):][:batchWords]
+}
+
+// play is a thread's part of the batch.
+func (l *trials) play(b *batch, thread int) {
+	l.code.call(l.entries[entry{b.shape, thread, b.place.width}], l.recordsOf(b, b.cast[thread]), b.place.instances)
+}
+
+// rage goes on until all threads of the batch have arrived. Until then, no other storm has.
+func (l *trials) rage(w *worker, b *batch, arrivals uint64) {
+	for l.barrier.at(0, 0).Load() < arrivals && !w.crew.stop.Load() {
+		l.code.call(l.storm, l.recordsOf(b, w.index), gusts)
+		if w.crew.crowded() {
+			sleep(1e5)
+		}
+	}
+}
+
+// draw writes a thread's records: an order of the instances, and delays. In one round of four nobody waits but for a
+// moment at the start, for what store buffers do.
+func (l *trials) draw(rng *rand.Rand, b *batch, records bank) {
+	order := make([]int, b.place.instances)
+	for i := range order {
+		order[i] = i
+	}
+	for block := range slices.Chunk(order, b.block) {
+		rng.Shuffle(len(block), func(i, j int) { block[i], block[j] = block[j], block[i] })
+	}
+	for n, i := range order {
+		r := records[recordWords*n:][:recordWords]
+		for v := range litmus.MaxVars {
+			r[recAddrs+v] = l.vars.addr(b.place.offset(v, i))
+		}
+		var delays [litmus.MaxInstrs]uint64
+		if rng.IntN(4) == 0 {
+			delays[0] = rng.Uint64N(128)
+		} else {
+			for k := range delays {
+				delays[k] = rng.Uint64N(2 << rng.IntN(17))
+			}
+		}
+		r[recDelays] = delays[0] | delays[1]<<32
+		r[recInstance] = delays[2] | uint64(i)<<32
+	}
+}
+
+func (l *trials) drawStorm(rng *rand.Rand, b *batch, table bank) {
+	pages := b.place.pages()
+	for n := range gusts {
+		g := table[gustWords*n:][:gustWords]
+		g[gustAddr] = l.vars.addr(pages[rng.IntN(len(pages))]*pageSize + stormOffset)
+		g[gustDelay] = 1 + rng.Uint64N(2<<rng.IntN(18)) | rng.Uint64N(2)<<32
+	}
+}
+
+// clean judges a batch, and puts zeros where it was.
+func (l *trials) clean(b *batch) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	outcomes, err := l.outcomes(b)
+	if err != nil {
+		return err
+	}
+	for i, o := range outcomes {
+		if err := l.judge.Round(b.shape, b.place.split, o); err != nil {
+			return errors.New(b.describe(i) + ": " + err.Error())
+		}
+	}
+	for _, page := range b.place.pages() {
+		clear(l.vars[page*pageSize : (page+1)*pageSize])
+	}
+	return nil
+}
+
+func (b *batch) describe(instance int) string {
+	return "batch " + strconv.Itoa(b.number) + ", " + b.place.name + ", instance " + strconv.Itoa(instance)
+}
+
+// outcomes puts together what the threads saw and what memory holds, for each instance.
+func (l *trials) outcomes(b *batch) ([]litmus.Outcome, error) {
+	all := make([]litmus.Outcome, b.place.instances)
+	var err error
+	value := func(i int, word uint64) litmus.Value {
+		v, ok := x86.Decode(word, b.place.width)
+		if !ok && err == nil {
+			err = errors.New(b.describe(i) + ": " + b.shape.String() + ": " + hex(word) + ", which nobody stored")
+		}
+		return v
+	}
+	for thread, code := range b.shape.Threads {
+		records := l.recordsOf(b, b.cast[thread])
+		for n := range all {
+			r := records[recordWords*n:][:recordWords]
+			i := int(r[recInstance] >> 32)
+			for k, in := range code {
+				if in.Op.Reads() {
+					all[i].Regs[thread][k] = value(i, r[recRegs+k])
+				}
+			}
+		}
+	}
+	for i := range all {
+		for v := range b.shape.Vars() {
+			var word [8]byte
+			copy(word[:], l.vars[b.place.offset(v, i):][:b.place.width])
+			all[i].Mem[v] = value(i, binary.LittleEndian.Uint64(word[:]))
+		}
+	}
+	return all, err
+}
+
+// place is where a shape's variables lie in the arena.
+type place struct {
+	name      string
+	at        [litmus.MaxVars]int // of the first instance
+	each      int                 // instances side by side, 64 bytes apart, before the next one is
+	group     int                 // so many pages on
+	instances int
+	width     int // bytes of an access: 8 or 4
+	split     litmus.Split
+}
+
+func (p *place) offset(v, i int) int { return p.at[v] + 64*(i%p.each) + pageSize*p.group*(i/p.each) }
+
+func (p *place) fits(s *litmus.Shape) bool {
+	var at [litmus.MaxVars]uint64
+	for v := range at {
+		at[v] = uint64(p.at[v])
+	}
+	return x86.Fits(s, p.width, at)
+}
+
+// pages are those with variables, in order.
+func (p *place) pages() []int {
+	var used [arenaPages]bool
+	for v := range p.at {
+		for i := range p.instances {
+			first := p.offset(v, i)
+			used[first/pageSize], used[(first+p.width-1)/pageSize] = true, true
+		}
+	}
+	var all []int
+	for page, is := range used {
+		if is {
+			all = append(all, page)
+		}
+	}
+	return all
+}
+
+const (
+	arenaPages  = 49
+	stormOffset = 3584 // in each page, where no variable is
+	straddle    = pageSize - 4
+)
+
+// With two nodes, pages 0, 1, 4, 5, 8 and so on are of the first, the others of the second.
+var (
+	splitAll = litmus.Split{true, true, true}
+	places   = []place{
+		{"one line", spots(1, 64, 1, 72, 1, 80), 32, 2, 96, 8, litmus.Split{}},
+		{"one page", spots(1, 64, 1, 64+1024, 1, 64+2048), 16, 2, 96, 8, litmus.Split{}},
+		{"pages of one home", spots(0, 64, 1, 64, 4, 64), 32, 8, 96, 8, litmus.Split{}},
+		{"pages of another home", spots(2, 64, 3, 64, 6, 64), 32, 8, 96, 8, litmus.Split{}},
+		{"pages of two homes", spots(1, 64, 2, 64, 5, 64), 32, 8, 96, 8, litmus.Split{}},
+		// Inside an aligned quadword, which is atomic on any x86.
+		{"4 bytes at odd words", spots(1, 66, 2, 66, 5, 66), 32, 8, 96, 4, litmus.Split{}},
+		// Inside a line, but across quadwords: atomic on Intel's processors, not promised on AMD's.
+		{"across quadwords", spots(1, 68, 2, 68, 5, 68), 32, 8, 96, 8, splitAll},
+		{"across lines", spots(1, 64+60, 2, 64+60, 5, 64+60), 32, 8, 96, 8, splitAll},
+		// Of neighbouring pages, every other pair is of two homes.
+		{"x across pages", spots(0, straddle, 1, 1024, 0, 2048), 1, 1, 48, 8, litmus.Split{litmus.X: true}},
+		{"across pages", spots(0, straddle, 1, straddle, 2, straddle), 1, 3, 16, 8, splitAll},
+	}
+)
+
+// spots are three variables, each by page and offset.
+func spots(xPage, x, yPage, y, zPage, z int) [litmus.MaxVars]int {
+	return [...]int{xPage*pageSize + x, yPage*pageSize + y, zPage*pageSize + z}
+}
