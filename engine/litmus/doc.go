@@ -27,8 +27,8 @@
 //
 //   - The tests of this package are guests without a kernel. Rounds begin by the clock, the host draws delays as long as
 //     page faults, and there is a storm on each node beside the threads.
-//   - The init of tools/demo is a process in Linux with a thread on each CPU, for servers with RDMA between them. Threads
-//     that have to wait for the next page of theirs are what keeps a round together there.
+//   - The init of tools/demo is a process in Linux with a thread on each CPU, for servers with RDMA between them. Most
+//     rounds begin by the clock there, too, and delays are up to what a page took when the guest measured it.
 //
 // The model itself stands on the standard library alone.
 package litmus

@@ -19,27 +19,33 @@ import (
 // litmus as machine code, and each round is held against x86-TSO. CPUs that a shape has no thread for touch its pages
 // meanwhile.
 //
-// To meet costs several page moves, and so does all that threads would do in order to begin a round together. So they
-// meet for a batch of rounds, one for each of many instances of the variables, and the pages themselves keep them
-// together: who is ahead has to wait for the next page.
+// To meet costs several page moves, so threads meet for a batch of rounds, one for each of many instances of the
+// variables. Whoever has a page could do all the rounds that are there before the other gets it, and nothing would be in
+// anybody's way. So in most batches each round begins by the clock, which all CPUs share, and instructions wait for as
+// long as pages take to move. How long that is, the workers find out first.
 
-// A record is what a thread knows of a round. In words, and bytes:
+// A record is what a thread knows of a round. In words:
 const (
 	recordWords = 8
 	recAddrs    = 0 // of the variables
-	recDelays   = 3 // 32 bits for each instruction, how often to go round a loop before it
+	recTimes    = 3 // 32 bits for each instruction: cycles after the round's beginning before which it shall not begin
 	recInstance = 4 // the upper 32 bits
 	recRegs     = 5 // what instructions read
 
 	maxInstances = 96
-	batchWords   = recordWords * maxInstances
+
+	// Before the records, in a record's place:
+	headStart = 0 // when the first round begins
+	headSlot  = 1 // cycles from one round to the next; 0: as soon as the thread is there
+
+	batchWords = recordWords * (1 + maxInstances)
 )
 
 // A gust is an access of a storm. In words:
 const (
 	gustWords = 2
 	gustAddr  = 0
-	gustDelay = 1 // 32 bits; the upper ones: 1 to write, 0 to read
+	gustDelay = 1 // 32 bits: how often to go round a loop; the upper ones: 1 to write, 0 to read
 
 	gusts = 64
 )
@@ -53,9 +59,12 @@ type trials struct {
 	code    program
 	entries map[entry]int // offsets of the code
 	storm   int           // likewise
+	now     int           // likewise
+	pace    uint64        // cycles that a page takes from one worker to the next
+	clocks  []bank        // a word of each worker's for its clock
 	records []bank        // of each worker: for two batches by turns, as one is judged while the next is drawn; or its storm's
 	vars    arena
-	barrier sheet // one word that counts arrivals
+	barrier sheet // arrivals at meetings; when the first rounds of the batch begin; whose turn it is
 
 	mu    sync.Mutex // guards judge, which goes from janitor to janitor
 	judge litmus.Judge
@@ -81,6 +90,9 @@ func (d *demo) litmus() error {
 		return err
 	}
 	defer l.free()
+	if err := d.together("pace", paceRounds, l.measure); err != nil {
+		return err
+	}
 	if err := d.together("batches", int64(l.batches), l.run); err != nil {
 		return err
 	}
@@ -90,7 +102,8 @@ func (d *demo) litmus() error {
 	}
 	shapes, rounds, outcomes, interleaved := l.judge.Sum()
 	d.done(d.phase().num("batches", int64(l.batches)).num("rounds", int64(rounds)).num("shapes", int64(shapes)).
-		num("outcomes", int64(outcomes)).num("interleaved", int64(interleaved)))
+		num("outcomes", int64(outcomes)).num("interleaved", int64(interleaved)).
+		num("pace_cycles", int64(l.pace)))
 	return nil
 }
 
@@ -110,10 +123,11 @@ func newTrials(t topology, c *crew, seed uint64, batches int) (*trials, error) {
 		home := t.nodeOf(w.cpu)
 		l.homes = append(l.homes, home)
 		var own bank
-		if own, err = newBank(ids[home], len(ids) > 1, 2*8*batchWords); err != nil {
+		if own, err = newBank(ids[home], len(ids) > 1, 8*(2*batchWords+1)); err != nil {
 			return nil, err
 		}
 		l.records = append(l.records, own)
+		l.clocks = append(l.clocks, own[2*batchWords:])
 	}
 	if l.vars, err = newArena(arenaPages, ids); err != nil {
 		return nil, err
@@ -152,6 +166,8 @@ const (
 	at    = minivm.R13
 	left  = minivm.RDI
 	delay = minivm.RCX
+	begin = minivm.R11 // of the round
+	slot  = minivm.R12
 )
 
 // assemble is the code of all threads, and of the storm.
@@ -170,6 +186,7 @@ func (l *trials) assemble() []byte {
 		}
 	}
 	l.storm = add(stormCode())
+	l.now = add(minivm.NewAsm().Rdtsc().Store(at, 0, minivm.RAX).Raw(ret).Bytes())
 	return code
 }
 
@@ -177,19 +194,23 @@ const ret = 0xc3
 
 // threadCode does a thread's part of each round of a batch.
 func threadCode(thread x86.Thread) []byte {
-	a := minivm.NewAsm().Label("round")
+	const now = minivm.RAX
+	a := minivm.NewAsm().Load(begin, at, 8*headStart).Load(slot, at, 8*headSlot).AddImm(at, 8*recordWords)
+	a.Label("round")
 	for v, r := range x86.Vars {
 		a.Load(r, at, int32(8*(recAddrs+v)))
 	}
 	thread.Constants(a)
+	a.CmpImm(slot, 0).Jcc(minivm.NotEqual, "early").Rdtsc().Mov(begin, now)
+	a.Label("early").Rdtsc().Cmp(now, begin).Jcc(minivm.Below, "early")
 	for i := range thread.Code {
-		spin, waited := "spin"+strconv.Itoa(i), "waited"+strconv.Itoa(i)
-		a.Load32(delay, at, int32(8*recDelays+4*i)).CmpImm(delay, 0).Jcc(minivm.Equal, waited)
-		a.Label(spin).Dec(delay).Jcc(minivm.NotEqual, spin).Label(waited)
+		wait, waited := "wait"+strconv.Itoa(i), "waited"+strconv.Itoa(i)
+		a.Load32(delay, at, int32(8*recTimes+4*i)).CmpImm(delay, 0).Jcc(minivm.Equal, waited).Add(delay, begin)
+		a.Label(wait).Rdtsc().Cmp(now, delay).Jcc(minivm.Below, wait).Label(waited)
 		thread.Instr(a, i)
 	}
 	thread.Results(a, at, 8*recRegs)
-	return a.AddImm(at, 8*recordWords).Dec(left).Jcc(minivm.NotEqual, "round").Raw(ret).Bytes()
+	return a.Add(begin, slot).AddImm(at, 8*recordWords).Dec(left).Jcc(minivm.NotEqual, "round").Raw(ret).Bytes()
 }
 
 // stormCode touches pages.
@@ -208,8 +229,9 @@ type batch struct {
 	number int
 	shape  *litmus.Shape
 	place  *place
-	cast   []int // the worker of each thread
-	block  int   // threads go through blocks of so many instances in one order, and through each block in orders of their own
+	cast   []int  // the worker of each thread
+	slot   uint64 // cycles from one round to the next, or 0
+	block  int    // threads go through blocks of so many instances in one order, and through each block in orders of their own
 }
 
 func (l *trials) plan(number int) batch {
@@ -218,7 +240,12 @@ func (l *trials) plan(number int) batch {
 	for !b.place.fits(b.shape) {
 		b.place = &places[rng.IntN(len(places))]
 	}
-	b.block = [...]int{1, 1, 4, maxInstances}[rng.IntN(4)]
+	b.block = 1
+	if rng.IntN(4) != 0 {
+		b.slot = slotPaces * l.pace
+	} else {
+		b.block = [...]int{1, 4, maxInstances}[rng.IntN(3)]
+	}
 	for b.cast == nil || l.close(b.cast) {
 		b.cast = rng.Perm(len(l.homes))[:len(b.shape.Threads)]
 	}
@@ -238,7 +265,7 @@ func (l *trials) close(cast []int) bool {
 }
 
 func (l *trials) run(w *worker) error {
-	crew := w.crew.size()
+	crew, start := w.crew.size(), uint64(0)
 	for number := range l.batches {
 		b := l.plan(number)
 		thread := slices.Index(b.cast, w.index)
@@ -248,16 +275,18 @@ func (l *trials) run(w *worker) error {
 		} else {
 			l.drawStorm(rng, &b, l.recordsOf(&b, w.index))
 		}
-		arrivals := uint64(2 * number * crew)
-		if err := l.meet(w, arrivals+uint64(crew)); err != nil {
+		var err error
+		if start, err = l.gather(w, uint64((2*number+1)*crew), start); err != nil {
 			return err
 		}
 		if thread >= 0 {
+			head := l.recordsOf(&b, w.index)
+			head[headStart], head[headSlot] = start, b.slot
 			l.play(&b, thread)
 		} else {
-			l.rage(w, &b, arrivals+uint64(crew+len(b.cast)))
+			l.rage(w, &b, uint64((2*number+1)*crew+len(b.cast)))
 		}
-		if err := l.meet(w, arrivals+uint64(2*crew)); err != nil {
+		if err := l.meet(w, uint64((2*number+2)*crew)); err != nil {
 			return err
 		}
 		if w.index == number%crew {
@@ -270,14 +299,69 @@ func (l *trials) run(w *worker) error {
 	return nil
 }
 
+// Words of the barrier's page.
+const (
+	arrivedWord = 0
+	startWord   = 8
+	turnWord    = 16
+)
+
 // meet waits until so many arrivals have been counted.
 func (l *trials) meet(w *worker, arrivals uint64) error {
-	word := l.barrier.at(0, 0)
+	word := l.barrier.at(0, arrivedWord)
 	word.Add(1)
 	return w.await(word, arrivals)
 }
 
-// recordsOf are a worker's records of a batch.
+// gather is like meet, and all leave with the same time, a little later than now and later than the last such. Who comes
+// last sets it.
+func (l *trials) gather(w *worker, arrivals, last uint64) (uint64, error) {
+	start := l.barrier.at(0, startWord)
+	if l.barrier.at(0, arrivedWord).Add(1) == arrivals {
+		start.Store(max(l.clock(w)+leadPaces*l.pace, last+1))
+	} else if err := w.await(start, last+1); err != nil {
+		return 0, err
+	}
+	return start.Load(), nil
+}
+
+// clock is the time stamp counter.
+func (l *trials) clock(w *worker) uint64 {
+	words := l.clocks[w.index]
+	l.code.call(l.now, words, 1)
+	return words[0]
+}
+
+// Times in a batch, by how long a page takes.
+const (
+	paceRounds = 16
+	leadPaces  = 2
+	slotPaces  = 4
+)
+
+// measure has a word go round and finds out how long it takes from worker to worker.
+func (l *trials) measure(w *worker) error {
+	word, crew := l.barrier.at(0, turnWord), uint64(w.crew.size())
+	least, before := ^uint64(0), uint64(0)
+	for round := range uint64(paceRounds) {
+		if err := w.await(word, round*crew+uint64(w.index)); err != nil {
+			return err
+		}
+		word.Add(1)
+		now := l.clock(w)
+		if round > 0 {
+			least = min(least, (now-before)/crew)
+		}
+		before = now
+		w.progress(int64(round + 1))
+	}
+	if w.index == 0 {
+		l.pace = min(max(least, 1000), 1<<28) // three of them are to fit in 32 bits
+	}
+	return nil
+}
+
+// recordsOf are a worker's head and records of a batch.
 func (l *trials) recordsOf(b *batch, worker int) bank {
 	return l.records[worker][batchWords*(b.number%2):][:batchWords]
 }
@@ -297,8 +381,8 @@ func (l *trials) rage(w *worker, b *batch, arrivals uint64) {
 	}
 }
 
-// draw writes a thread's records: an order of the instances, and delays. In one round of four nobody waits but for a
-// moment at the start, for what store buffers do.
+// draw writes a thread's records: an order of the instances, and when to do what. In one round of four nobody waits but
+// for a moment at the start, for what store buffers do.
 func (l *trials) draw(rng *rand.Rand, b *batch, records bank) {
 	order := make([]int, b.place.instances)
 	for i := range order {
@@ -308,20 +392,22 @@ func (l *trials) draw(rng *rand.Rand, b *batch, records bank) {
 		rng.Shuffle(len(block), func(i, j int) { block[i], block[j] = block[j], block[i] })
 	}
 	for n, i := range order {
-		r := records[recordWords*n:][:recordWords]
+		r := records[recordWords*(1+n):][:recordWords]
 		for v := range litmus.MaxVars {
 			r[recAddrs+v] = l.vars.addr(b.place.offset(v, i))
 		}
-		var delays [litmus.MaxInstrs]uint64
+		var times [litmus.MaxInstrs]uint64
 		if rng.IntN(4) == 0 {
-			delays[0] = rng.Uint64N(128)
+			times[0] = rng.Uint64N(256)
 		} else {
-			for k := range delays {
-				delays[k] = rng.Uint64N(2 << rng.IntN(17))
+			after := uint64(0)
+			for k := range times {
+				after += rng.Uint64N(l.pace>>(12*rng.IntN(2)) + 1)
+				times[k] = after
 			}
 		}
-		r[recDelays] = delays[0] | delays[1]<<32
-		r[recInstance] = delays[2] | uint64(i)<<32
+		r[recTimes] = times[0] | times[1]<<32
+		r[recInstance] = times[2] | uint64(i)<<32
 	}
 }
 
@@ -371,7 +457,7 @@ func (l *trials) outcomes(b *batch) ([]litmus.Outcome, error) {
 	for thread, code := range b.shape.Threads {
 		records := l.recordsOf(b, b.cast[thread])
 		for n := range all {
-			r := records[recordWords*n:][:recordWords]
+			r := records[recordWords*(1+n):][:recordWords]
 			i := int(r[recInstance] >> 32)
 			for k, in := range code {
 				if in.Op.Reads() {

@@ -34,11 +34,11 @@ func TestLitmusRefusesWhatIsForbidden(t *testing.T) {
 		want   string
 	}{
 		{"nothing", func(*trials, *batch, bank, bank) {}, ""},
-		{"old data behind the flag", func(_ *trials, _ *batch, _, reader bank) { reader[recRegs+1] = 0 }, "x86-TSO forbids"},
+		{"old data behind the flag", func(_ *trials, _ *batch, _, reader bank) { reader[recordWords+recRegs+1] = 0 }, "x86-TSO forbids"},
 		{"a lost store", func(l *trials, b *batch, _, _ bank) {
 			clear(l.vars[b.place.offset(int(litmus.X), 5):][:b.place.width])
 		}, "instance 5: litmus: MP: "},
-		{"a value from nowhere", func(_ *trials, _ *batch, _, reader bank) { reader[recRegs] = 0x100 }, "0x100, which nobody stored"},
+		{"a value from nowhere", func(_ *trials, _ *batch, _, reader bank) { reader[recordWords+recRegs] = 0x100 }, "0x100, which nobody stored"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := trialsOnHost(t, 0, 1)
