@@ -12,7 +12,6 @@ import (
 
 	"ironspan/engine/litmus"
 	"ironspan/engine/litmus/x86"
-	"ironspan/kvmhost/minivm"
 )
 
 // The litmus phase: threads on different CPUs, and on different nodes if there are several, run the shapes of package
@@ -23,32 +22,6 @@ import (
 // variables. Whoever has a page could do all the rounds that are there before the other gets it, and nothing would be in
 // anybody's way. So in most batches each round begins by the clock, which all CPUs share, and instructions wait for as
 // long as pages take to move. How long that is, the workers find out first.
-
-// A record is what a thread knows of a round. In words:
-const (
-	recordWords = 8
-	recAddrs    = 0 // of the variables
-	recTimes    = 3 // 32 bits for each instruction: cycles after the round's beginning before which it shall not begin
-	recInstance = 4 // the upper 32 bits
-	recRegs     = 5 // what instructions read
-
-	maxInstances = 96
-
-	// Before the records, in a record's place:
-	headStart = 0 // when the first round begins
-	headSlot  = 1 // cycles from one round to the next; 0: as soon as the thread is there
-
-	batchWords = recordWords * (1 + maxInstances)
-)
-
-// A gust is an access of a storm. In words:
-const (
-	gustWords = 2
-	gustAddr  = 0
-	gustDelay = 1 // 32 bits: how often to go round a loop; the upper ones: 1 to write, 0 to read
-
-	gusts = 64
-)
 
 // trials is the phase's state.
 type trials struct {
@@ -68,12 +41,6 @@ type trials struct {
 
 	mu    sync.Mutex // guards judge, which goes from janitor to janitor
 	judge litmus.Judge
-}
-
-// entry is a function of the program: a thread of a shape.
-type entry struct {
-	shape         *litmus.Shape
-	thread, width int
 }
 
 func (d *demo) litmus() error {
@@ -159,69 +126,6 @@ func (l *trials) free() {
 	if l.code != nil {
 		l.code.free()
 	}
-}
-
-// Registers of the functions, besides those of package x86. The first two are what call gives them.
-const (
-	at    = minivm.R13
-	left  = minivm.RDI
-	delay = minivm.RCX
-	begin = minivm.R11 // of the round
-	slot  = minivm.R12
-)
-
-// assemble is the code of all threads, and of the storm.
-func (l *trials) assemble() []byte {
-	var code []byte
-	add := func(function []byte) int {
-		start := len(code)
-		code = append(code, function...)
-		return start
-	}
-	for _, s := range l.shapes {
-		for thread, instrs := range s.Threads {
-			for _, width := range []int{4, 8} {
-				l.entries[entry{s, thread, width}] = add(threadCode(x86.Thread{Code: instrs, Width: width}))
-			}
-		}
-	}
-	l.storm = add(stormCode())
-	l.now = add(minivm.NewAsm().Rdtsc().Store(at, 0, minivm.RAX).Raw(ret).Bytes())
-	return code
-}
-
-const ret = 0xc3
-
-// threadCode does a thread's part of each round of a batch.
-func threadCode(thread x86.Thread) []byte {
-	const now = minivm.RAX
-	a := minivm.NewAsm().Load(begin, at, 8*headStart).Load(slot, at, 8*headSlot).AddImm(at, 8*recordWords)
-	a.Label("round")
-	for v, r := range x86.Vars {
-		a.Load(r, at, int32(8*(recAddrs+v)))
-	}
-	thread.Constants(a)
-	a.CmpImm(slot, 0).Jcc(minivm.NotEqual, "early").Rdtsc().Mov(begin, now)
-	a.Label("early").Rdtsc().Cmp(now, begin).Jcc(minivm.Below, "early")
-	for i := range thread.Code {
-		wait, waited := "wait"+strconv.Itoa(i), "waited"+strconv.Itoa(i)
-		a.Load32(delay, at, int32(8*recTimes+4*i)).CmpImm(delay, 0).Jcc(minivm.Equal, waited).Add(delay, begin)
-		a.Label(wait).Rdtsc().Cmp(now, delay).Jcc(minivm.Below, wait).Label(waited)
-		thread.Instr(a, i)
-	}
-	thread.Results(a, at, 8*recRegs)
-	return a.Add(begin, slot).AddImm(at, 8*recordWords).Dec(left).Jcc(minivm.NotEqual, "round").Raw(ret).Bytes()
-}
-
-// stormCode touches pages.
-func stormCode() []byte {
-	const page, kind = minivm.RBX, minivm.RAX
-	a := minivm.NewAsm().Label("gust")
-	a.Load(page, at, 8*gustAddr).Load32(delay, at, 8*gustDelay).Load32(kind, at, 8*gustDelay+4)
-	a.CmpImm(kind, 0).Jcc(minivm.Equal, "read").Store(page, 0, left).Jmp("linger")
-	a.Label("read").Load(kind, page, 0)
-	a.Label("linger").Dec(delay).Jcc(minivm.NotEqual, "linger")
-	return a.AddImm(at, 8*gustWords).Dec(left).Jcc(minivm.NotEqual, "gust").Raw(ret).Bytes()
 }
 
 // batch is what all workers do together, as each of them knows it from the seed.
@@ -474,74 +378,4 @@ func (l *trials) outcomes(b *batch) ([]litmus.Outcome, error) {
 		}
 	}
 	return all, err
-}
-
-// place is where a shape's variables lie in the arena.
-type place struct {
-	name      string
-	at        [litmus.MaxVars]int // of the first instance
-	each      int                 // instances side by side, 64 bytes apart, before the next one is
-	group     int                 // so many pages on
-	instances int
-	width     int // bytes of an access: 8 or 4
-	split     litmus.Split
-}
-
-func (p *place) offset(v, i int) int { return p.at[v] + 64*(i%p.each) + pageSize*p.group*(i/p.each) }
-
-func (p *place) fits(s *litmus.Shape) bool {
-	var at [litmus.MaxVars]uint64
-	for v := range at {
-		at[v] = uint64(p.at[v])
-	}
-	return x86.Fits(s, p.width, at)
-}
-
-// pages are those with variables, in order.
-func (p *place) pages() []int {
-	var used [arenaPages]bool
-	for v := range p.at {
-		for i := range p.instances {
-			first := p.offset(v, i)
-			used[first/pageSize], used[(first+p.width-1)/pageSize] = true, true
-		}
-	}
-	var all []int
-	for page, is := range used {
-		if is {
-			all = append(all, page)
-		}
-	}
-	return all
-}
-
-const (
-	arenaPages  = 49
-	stormOffset = 3584 // in each page, where no variable is
-	straddle    = pageSize - 4
-)
-
-// With two nodes, pages 0, 1, 4, 5, 8 and so on are of the first, the others of the second.
-var (
-	splitAll = litmus.Split{true, true, true}
-	places   = []place{
-		{"one line", spots(1, 64, 1, 72, 1, 80), 32, 2, 96, 8, litmus.Split{}},
-		{"one page", spots(1, 64, 1, 64+1024, 1, 64+2048), 16, 2, 96, 8, litmus.Split{}},
-		{"pages of one home", spots(0, 64, 1, 64, 4, 64), 32, 8, 96, 8, litmus.Split{}},
-		{"pages of another home", spots(2, 64, 3, 64, 6, 64), 32, 8, 96, 8, litmus.Split{}},
-		{"pages of two homes", spots(1, 64, 2, 64, 5, 64), 32, 8, 96, 8, litmus.Split{}},
-		// Inside an aligned quadword, which is atomic on any x86.
-		{"4 bytes at odd words", spots(1, 66, 2, 66, 5, 66), 32, 8, 96, 4, litmus.Split{}},
-		// Inside a line, but across quadwords: atomic on Intel's processors, not promised on AMD's.
-		{"across quadwords", spots(1, 68, 2, 68, 5, 68), 32, 8, 96, 8, splitAll},
-		{"across lines", spots(1, 64+60, 2, 64+60, 5, 64+60), 32, 8, 96, 8, splitAll},
-		// Of neighbouring pages, every other pair is of two homes.
-		{"x across pages", spots(0, straddle, 1, 1024, 0, 2048), 1, 1, 48, 8, litmus.Split{litmus.X: true}},
-		{"across pages", spots(0, straddle, 1, straddle, 2, straddle), 1, 3, 16, 8, splitAll},
-	}
-)
-
-// spots are three variables, each by page and offset.
-func spots(xPage, x, yPage, y, zPage, z int) [litmus.MaxVars]int {
-	return [...]int{xPage*pageSize + x, yPage*pageSize + y, zPage*pageSize + z}
 }
