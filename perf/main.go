@@ -14,7 +14,6 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
-
 )
 
 // Exit statuses, for scripts.
