@@ -8,12 +8,6 @@ import (
 
 // Poll hands out messages, notes completions, posts the receives anew and goes on with what waits.
 func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
-	if l.armed {
-		l.armed = false
-		if _, err := l.ch.Drain(); err != nil {
-			l.loseAll(err)
-		}
-	}
 	for n < len(ms) {
 		if l.in.left > 0 {
 			if l.take(&ms[n]) {
@@ -45,10 +39,18 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 	return n, lost
 }
 
-// Arm asks for an event at the next completion, and looks whether one is there already.
+// Arm asks for an event at the next completion, and looks whether one is there already. Events of before are taken here
+// and not by Poll: that way the messages that they announced are answered first.
 func (l *Lane) Arm() bool {
 	if l.wcAt != l.wcEnd || l.in.left > 0 || len(l.lost) > 0 {
 		return true
+	}
+	if l.armed {
+		l.armed = false
+		if _, err := l.ch.Drain(); err != nil {
+			l.loseAll(err)
+			return true
+		}
 	}
 	if err := l.cq.Arm(); err != nil {
 		l.loseAll(err)
