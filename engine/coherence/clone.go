@@ -385,7 +385,7 @@ func (a *Agent) setCollecting(r *stateReader, now int64) {
 func (a *Agent) appendStreams(b []byte) []byte {
 	b = append(b, byte(a.streams.next))
 	for _, s := range a.streams.set {
-		b = append(b, byte(s.expect), byte(s.window), flagByte(s.write))
+		b = append(b, byte(s.last), byte(s.stride), byte(s.window), flagByte(s.write))
 	}
 	return b
 }
@@ -393,7 +393,7 @@ func (a *Agent) appendStreams(b []byte) []byte {
 func (a *Agent) setStreams(r *stateReader) {
 	a.streams.next = int(r.byte())
 	for i := range a.streams.set {
-		a.streams.set[i] = stream{expect: uint32(r.byte()), window: uint32(r.byte()), write: r.byte() != 0}
+		a.streams.set[i] = stream{last: uint32(r.byte()), stride: int32(int8(r.byte())), window: uint32(r.byte()), write: r.byte() != 0}
 	}
 }
 

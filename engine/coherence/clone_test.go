@@ -37,7 +37,7 @@ func TestStateIsWhole(t *testing.T) {
 		{companion{}, "index trust", ""},
 		{streams{}, "next set", ""},
 		{cache{}, "hand recent draining", "limit high low most frames held putting"},
-		{stream{}, "expect window write", ""},
+		{stream{}, "last stride window write", ""},
 	} {
 		decided := strings.Fields(x.written + " " + x.leftOut)
 		slices.Sort(decided)
