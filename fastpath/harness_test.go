@@ -25,6 +25,7 @@ type layout struct {
 	nodes, shards int
 	pages         int // homed at each node
 	slots         int
+	prefetch      int
 	poll          PollMode
 	threads       int // as in ShardConfig
 	tenure        coherence.Tenure
@@ -87,7 +88,7 @@ func newTestNode(self int, l layout) (*testNode, error) {
 		}
 		agent, err := coherence.New(coherence.Config{
 			Self: n.self, Homes: l.homes(), Shard: i, Shards: l.shards, StripeShift: stripeShift, Epoch: 1, Slots: l.slots,
-			Tenure: l.tenure, ReadAsWrite: !l.continueWP, Cache: l.cache,
+			Tenure: l.tenure, ReadAsWrite: !l.continueWP, Cache: l.cache, Prefetch: l.prefetch,
 		})
 		if err != nil {
 			return nil, err

@@ -104,13 +104,14 @@ type Shard struct {
 	timeout unix.Timespec
 	scratch [8]byte
 
-	in      [messageBatch]wire.Message
-	events  [eventBatch]uffd.Event
-	pending pending
-	transit transit
-	cause   *wire.Message // what the agent acts upon; nil for a fault or a deadline
-	fault   current
-	failure failure
+	in       [messageBatch]wire.Message
+	events   [eventBatch]uffd.Event
+	pending  pending
+	gathered gathered
+	transit  transit
+	cause    *wire.Message // what the agent acts upon; nil for a fault or a deadline
+	fault    current
+	failure  failure
 
 	metrics Metrics
 	stop    atomic.Bool
@@ -314,12 +315,12 @@ func (s *Shard) loop() {
 			s.cause = &s.in[i]
 			s.perform(now)
 			if i%flushBatch == flushBatch-1 {
-				s.ep.Flush()
+				s.flush()
 			}
 		}
 		s.cause = nil
 		if n > 0 {
-			s.ep.Flush()
+			s.flush()
 			now = s.clock()
 		}
 		faults := 0
@@ -330,7 +331,7 @@ func (s *Shard) loop() {
 			s.told = idle
 			s.agent.Idle(now, idle)
 			s.perform(now)
-			s.ep.Flush()
+			s.flush()
 		}
 		due := s.agent.Next() <= now
 		if due {
@@ -338,7 +339,7 @@ func (s *Shard) loop() {
 			s.perform(now)
 		}
 		if faults > 0 || due {
-			s.ep.Flush()
+			s.flush()
 		}
 		if s.failure.op != "" {
 			return

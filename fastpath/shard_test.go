@@ -60,7 +60,7 @@ func TestRandomWorkload(t *testing.T) {
 	quick := coherence.Tenure{Base: 20 * time.Microsecond, Max: 200 * time.Microsecond, Window: time.Millisecond}
 	for name, change := range map[string]func(*layout){
 		"two nodes":            func(*layout) {},
-		"three nodes":          func(l *layout) { l.nodes = 3 },
+		"three nodes":          func(l *layout) { l.nodes, l.prefetch = 3, 4 },
 		"tenure":               func(l *layout) { l.tenure = quick },
 		"few pages cached":     func(l *layout) { l.nodes, l.cache = 3, 24; l.tenure = quick },
 		"two shards":           func(l *layout) { l.shards = 2; l.tenure = quick },

@@ -17,6 +17,7 @@ type Snapshot struct {
 	Faults    uint64                       `json:"faults"`
 	ZeroPages uint64                       `json:"zero_pages"`
 	Leftovers uint64                       `json:"leftovers"`
+	Batched   uint64                       `json:"batched"`
 	Remapped  uint64                       `json:"remapped"`
 	Rounds    uint64                       `json:"rounds"`
 	Spins     uint64                       `json:"spins"`
@@ -37,7 +38,7 @@ func (s *Shard) Snapshot() Snapshot {
 	snap := Snapshot{
 		Agent: agent, Hot: hot,
 		Latency: make(map[string]HistogramSnapshot, FaultKinds), Stages: make(map[string]HistogramSnapshot, Stages),
-		Faults: m.Faults.Load(), ZeroPages: m.ZeroPages.Load(), Leftovers: m.Leftovers.Load(), Remapped: m.Remapped.Load(),
+		Faults: m.Faults.Load(), ZeroPages: m.ZeroPages.Load(), Leftovers: m.Leftovers.Load(), Batched: m.Batched.Load(), Remapped: m.Remapped.Load(),
 		Rounds: m.Rounds.Load(), Spins: m.Spins.Load(), Sleeps: m.Sleeps.Load(),
 		Fabric: s.ep.Stats().Snapshot(),
 	}

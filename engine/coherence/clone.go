@@ -106,11 +106,11 @@ func (a *Agent) AppendState(b []byte, now int64, n *Naming) []byte {
 	}
 	b = append(b, byte(a.waiters.n))
 	for k := range a.waiters.n {
-		b = append(b, byte(n.Page(a.pageAt(a.waiters.ring[(a.waiters.head+k)%uint32(len(a.waiters.ring))]))))
+		b = append(b, byte(n.Page(a.pageAt(*a.waiters.at(k)))))
 	}
-	b = append(b, byte(len(a.free)))
-	for k := len(a.free) - 1; k >= 0; k-- {
-		b = append(b, byte(n.Slot(a.self, a.free[k])))
+	b = append(b, byte(a.free.n))
+	for k := range a.free.n {
+		b = append(b, byte(n.Slot(a.self, *a.free.at(k))))
 	}
 	if a.tenured() {
 		b = a.appendCollecting(b, now, n)
@@ -155,9 +155,9 @@ func (a *Agent) SetState(b []byte, now int64) []byte {
 	for k := range a.waiters.n {
 		a.waiters.ring[k], _ = a.index(wire.PFN(r.byte()))
 	}
-	a.free = a.free[:r.byte()]
-	for k := len(a.free) - 1; k >= 0; k-- {
-		a.free[k] = uint32(r.byte())
+	a.free.head, a.free.n = 0, uint32(r.byte())
+	for k := range a.free.n {
+		*a.free.at(k) = uint32(r.byte())
 	}
 	if a.tenured() {
 		a.setCollecting(&r, now)

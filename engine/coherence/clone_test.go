@@ -31,7 +31,7 @@ func TestStateIsWhole(t *testing.T) {
 		{transaction{}, "txn slot requester", ""},
 		{deferral{}, "due forward", "came"},
 		{forward{}, "page tenure transaction kind", "index"},
-		{waiters{}, "ring n", "head"},
+		{fifo{}, "ring n", "head"},
 		{spell{}, "asked start last", ""},
 		{companions{}, "n next set", ""},
 		{companion{}, "index trust", ""},

@@ -84,7 +84,7 @@ func state(a *Agent) Agent {
 	s.stats = Stats{}
 	s.pages = slices.Clone(a.pages)
 	s.requests = slices.Clone(a.requests)
-	s.free = slices.Clone(a.free)
+	s.free.ring = slices.Clone(a.free.ring)
 	s.waiters.ring = slices.Clone(a.waiters.ring)
 	s.deferrals = slices.Clone(a.deferrals)
 	s.dir = slices.Clone(a.dir)

@@ -132,7 +132,7 @@ var mutants = []mutant{
 	},
 	{
 		"nothing is given back before all frames are taken, and then nothing is", "evict.go",
-		"for c.draining && c.putting < c.most && len(a.free) > 0 {", "for c.draining && c.frames < c.limit && c.putting < c.most && len(a.free) > 0 {",
+		"for c.draining && c.putting < c.most && a.free.n > 0 {", "for c.draining && c.frames < c.limit && c.putting < c.most && a.free.n > 0 {",
 	},
 	{
 		"tenure without a bound", "tenure.go",
