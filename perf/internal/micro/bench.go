@@ -55,8 +55,8 @@ var (
 		Local: 1 << 14, Steps: 50_000, VCPUs: []int{1, 2, 8}, Tenures: []time.Duration{0, 200 * time.Microsecond, 2 * time.Millisecond},
 	}
 	Lab = Scale{
-		Pages: 32, Batches: 3, Scan: 256, Random: 256, Cache: 64, Contend: 2 * time.Second, Handoff: 20, Events: 50,
-		Local: 1 << 13, Steps: 20_000, VCPUs: []int{1, 2, 4}, Tenures: []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond},
+		Pages: 32, Batches: 3, Scan: 512, Random: 256, Cache: 64, Contend: 2 * time.Second, Handoff: 20, Events: 50,
+		Local: 1 << 18, Steps: 200_000, VCPUs: []int{1, 2, 4}, Tenures: []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond},
 	}
 	LabQuick = Scale{
 		Pages: 16, Batches: 1, Scan: 64, Random: 64, Cache: 32, Contend: 300 * time.Millisecond, Handoff: 10, Events: 20,

@@ -56,7 +56,8 @@ func nbdConnect(ctx context.Context, program []string, addr string, undo *undo) 
 	client := func(ctx context.Context, words ...string) error {
 		return run(ctx, append(append([]string{}, program...), words...)...)
 	}
-	err := client(ctx, addr, strconv.Itoa(nbdPort), nbdDevice, "-N", nbdExport, "-b", strconv.Itoa(pageSize), "-swap")
+	// With a timeout, a server that has gone is an error of the program over it, and not a program that never ends.
+	err := client(ctx, addr, strconv.Itoa(nbdPort), nbdDevice, "-N", nbdExport, "-b", strconv.Itoa(pageSize), "-swap", "-timeout", "20")
 	if err != nil {
 		return "", err
 	}
