@@ -15,8 +15,8 @@
 //
 // # Ownership
 //
-// All methods of an Endpoint but Stats belong to one thread, the one that drives the lane; Offer and Connect
-// are called before that thread starts polling, Close after it stopped. Send copies its message and
+// All methods of an Endpoint but Stats belong to one thread at a time, the one that drives the lane; Offer and Connect
+// are called before it starts polling, Close after it stopped. Send and Flush need not be called by who has armed it. Send copies its message and
 // WriteBytes its page before they return. WritePage may read its source any time until the peer has the next
 // message sent to it; the coherence protocol keeps a home frame unchanged that long. Poll overwrites the messages it is given and keeps none.
 //
