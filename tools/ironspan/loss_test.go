@@ -16,18 +16,18 @@ import (
 )
 
 // lossGuest boots at node 0 of two with the least memory. It writes 80 of node 1's pages and reads 20, says so, and
-// then goes slowly on reading: whenever node 1 is lost, it soon waits for a page. It goes backwards, so that nothing is
-// asked for ahead of it.
+// then goes slowly on reading: whenever node 1 is lost, it soon waits for a page. Its steps are longer than those of any
+// sequence, so that nothing is asked for ahead of it.
 func lossGuest() []byte {
-	const top = 2*spec.MinBootMemory - wire.PageSize
+	const top, step = 2*spec.MinBootMemory - wire.PageSize, -65 * wire.PageSize
 	a := minivm.NewAsm().MovImm(minivm.RBX, top).MovImm(minivm.RCX, 80)
-	a.Label("write").Store(minivm.RBX, 8, minivm.RBX).AddImm(minivm.RBX, -wire.PageSize).Dec(minivm.RCX).Jcc(minivm.NotEqual, "write")
+	a.Label("write").Store(minivm.RBX, 8, minivm.RBX).AddImm(minivm.RBX, step).Dec(minivm.RCX).Jcc(minivm.NotEqual, "write")
 	a.MovImm(minivm.RCX, 20)
-	a.Label("read").Load(minivm.RAX, minivm.RBX, 8).AddImm(minivm.RBX, -wire.PageSize).Dec(minivm.RCX).Jcc(minivm.NotEqual, "read")
+	a.Label("read").Load(minivm.RAX, minivm.RBX, 8).AddImm(minivm.RBX, step).Dec(minivm.RCX).Jcc(minivm.NotEqual, "read")
 	for _, c := range []byte("ready") {
 		a.MovImm(minivm.RAX, uint64(c)).Out8(0x3f8)
 	}
-	a.Label("more").Load(minivm.RAX, minivm.RBX, 8).AddImm(minivm.RBX, -wire.PageSize).MovImm(minivm.RCX, 10_000_000)
+	a.Label("more").Load(minivm.RAX, minivm.RBX, 8).AddImm(minivm.RBX, step).MovImm(minivm.RCX, 10_000_000)
 	a.Label("wait").Pause().Dec(minivm.RCX).Jcc(minivm.NotEqual, "wait").Jmp("more")
 	return minivm.Kernel(a.Bytes())
 }
