@@ -17,7 +17,7 @@ import (
 type suiteFlags struct {
 	Quick  bool   `help:"Few samples, for a look."`
 	Only   string `help:"Benchmarks whose names, or the folders in which they lie, match a pattern: fault/read, ipi, 'fault/*'." placeholder:"PATTERN"`
-	Rounds int    `help:"Rounds; 0: 5 on the host, 3 in the lab, 2 if quick." placeholder:"N"`
+	Rounds int    `help:"Rounds; 0: 5 on the host, 4 in the lab, 2 if quick." placeholder:"N"`
 	Seed   uint64 `help:"Of the order in which benchmarks have their turns." default:"1"`
 }
 

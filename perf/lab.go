@@ -19,7 +19,7 @@ import (
 	"ironspan/perf/internal/servers"
 )
 
-const labRounds = 3
+const labRounds = 4
 
 type labCmd struct {
 	suiteFlags
@@ -36,8 +36,15 @@ type step struct {
 	run  func(context.Context, *labRun) error
 }
 
-// labSteps are all of them, in their order.
-var labSteps = []step{{"micro", microStep}, {"peers", peersStep}}
+// labSteps are all of them, in their order. The raw device and the peers have their rounds before and after the
+// microbenchmarks, so that a machine that changes its pace does not change what they stand to each other as.
+var labSteps = []step{
+	{"peers", func(ctx context.Context, r *labRun) error { return peersStep(ctx, r, r.rounds(labRounds)/2) }},
+	{"micro", microStep},
+	{"peers", func(ctx context.Context, r *labRun) error {
+		return peersStep(ctx, r, r.rounds(labRounds)-r.rounds(labRounds)/2)
+	}},
+}
 
 // labRun is a lab that is up, and the run that is measured in it.
 type labRun struct {
@@ -147,8 +154,8 @@ func microStep(ctx context.Context, r *labRun) error {
 }
 
 // peersStep measures the raw device, and what a user would pick instead.
-func peersStep(ctx context.Context, r *labRun) error {
-	rounds, parts := r.rounds(labRounds), peers.Parts(r.run, r.lab)
+func peersStep(ctx context.Context, r *labRun, rounds int) error {
+	parts := peers.Parts(r.run, r.lab)
 	done := 0
 	for i, p := range parts {
 		parts[i].Round = func(ctx context.Context, round int) error {

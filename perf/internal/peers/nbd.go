@@ -48,6 +48,13 @@ func nbdServe(ctx context.Context, program []string, addr string, bytes int64, s
 		return fmt.Errorf("peers: nbd-server: %w", err)
 	}
 	serve()
+	select {
+	case <-child.ended: // it does when its one client has left
+		if child.err != nil {
+			return fmt.Errorf("peers: nbd-server: %w", child.err)
+		}
+	default:
+	}
 	return ctx.Err()
 }
 
