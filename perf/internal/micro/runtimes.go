@@ -2,6 +2,7 @@ package micro
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"strconv"
 
@@ -18,7 +19,8 @@ func remoteRead() fault {
 	return fault{nodes: 2, only: true, phases: dirtyAtHome}
 }
 
-// allocations counts the objects that the whole process allocates while its nodes serve faults.
+// allocations counts the objects that the whole process allocates while its nodes serve faults, in whole objects for
+// each fault, as testing.AllocsPerRun does: what the runtime allocates by itself now and then is no fault's.
 func allocations(c Scale) *Bench {
 	f := remoteRead()
 	f.name = "fault/allocations"
@@ -47,7 +49,7 @@ func allocations(c Scale) *Bench {
 		if len(o.Values) != 2 || o.Values[1] != float64(c.Batches*c.Pages) {
 			return fmt.Errorf("micro: objects allocated, and faults: %v, want %d faults", o.Values, c.Batches*c.Pages)
 		}
-		r.Value(f.name, result.Count, result.Labels{"fabric": "shm"}, o.Values[0]/o.Values[1])
+		r.Value(f.name, result.Count, result.Labels{"fabric": "shm"}, math.Floor(o.Values[0]/o.Values[1]))
 		return nil
 	}
 	return b
