@@ -62,7 +62,7 @@ test-unit: bootstrap ## unit tests with the race detector; what needs KVM or RDM
 .PHONY: test-sim
 test-sim: bootstrap ## the protocol under the seeded simulator and the model checker, at length
 	@$(WITH) go test -timeout 10m ./engine/coherence/... ./engine/sim/...
-	@$(MAKE) soak DURATION=20s
+	@$(MAKE) soak DURATION=120s
 
 # exec: Ctrl-C is for the soak, which ends with its summary. SOAK takes flags, as --json.
 .PHONY: soak
@@ -98,6 +98,12 @@ litmus: bootstrap ## memory-model tests as guests on several nodes, each of nine
 		-args -all -long $(or $(DURATION),1m) >build/test/litmus.log 2>&1 && ok=1 || ok=0; \
 	grep -v -E '^=== |^ *--- PASS.*seed' build/test/litmus.log; [ $$ok = 1 ]
 
+# The same inside of Linux, with servers of the lab; DEMO takes flags, as --vcpus 2,2, with which CPUs are left to storm.
+.PHONY: litmus-lab
+litmus-lab: build ## the same in a Linux guest across two servers of the lab, over RDMA, in BATCHES (default 400)
+	@$(WITH) bin/demo --no-single --out build/litmus --timeout 2h $(DEMO) \
+		--workload adds:100,rounds:2,ipis:1,pct:1,verify:64,litmus:$(or $(BATCHES),400)
+
 .PHONY: test-lab
 test-lab: build ## real RDMA (soft-RoCE), KVM and its shadow page tables in servers in QEMU; the lab itself; the loss of a server
 	@if ! reason=$$(tools/bootstrap.sh --probe-lab 2>&1); then echo "lab tier skipped: $$reason"; exit 0; fi; \
@@ -107,7 +113,7 @@ test-lab: build ## real RDMA (soft-RoCE), KVM and its shadow page tables in serv
 .PHONY: test-demo
 test-demo: build ## one guest across two servers of the lab, with a small workload
 	@if ! reason=$$(tools/bootstrap.sh --probe-lab 2>&1); then echo "demo tier skipped: $$reason"; exit 0; fi; \
-	$(WITH) bin/demo --no-single --out build/test/demo --workload adds:1000,rounds:2,ipis:2,pct:5,verify:64
+	$(WITH) bin/demo --no-single --out build/test/demo --workload adds:1000,rounds:2,ipis:2,litmus:8,pct:5,verify:64
 
 # BENCH takes flags of perf, as --help.
 .PHONY: bench

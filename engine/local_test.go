@@ -3,7 +3,6 @@ package engine
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -324,30 +323,6 @@ func TestPrepareTwice(t *testing.T) {
 	}
 }
 
-// tinyKernel is a bzImage whose 64-bit entry is the given code.
-func tinyKernel(code []byte) []byte {
-	const sectors = 3
-	const payload = 8 << 10
-	b := make([]byte, (sectors+1)*512+payload)
-	le := binary.LittleEndian
-	b[0x1f1] = sectors                  // setup_sects
-	le.PutUint32(b[0x1f4:], payload/16) // syssize
-	le.PutUint16(b[0x1fe:], 0xaa55)     // boot_flag
-	b[0x200], b[0x201] = 0xeb, 0x6a     // jump
-	copy(b[0x202:], "HdrS")             // header
-	le.PutUint16(b[0x206:], 0x020f)     // version
-	b[0x211] = 1                        // loadflags: high
-	le.PutUint32(b[0x22c:], 0x7fffffff) // initrd_addr_max
-	le.PutUint32(b[0x230:], 2<<20)      // kernel_alignment
-	b[0x234], b[0x235] = 1, 21          // relocatable, min_alignment
-	le.PutUint16(b[0x236:], 1)          // xloadflags: 64-bit entry
-	le.PutUint32(b[0x238:], 2047)       // cmdline_size
-	le.PutUint64(b[0x258:], 16<<20)     // pref_address
-	le.PutUint32(b[0x260:], 1<<20)      // init_size
-	copy(b[(sectors+1)*512+0x200:], code)
-	return b
-}
-
 // TestLife is a VM of two nodes from Prepare to Release: the guest boots at node 0, writes and reads back pages that
 // are homed at node 1, twice as many as node 0 may cache, says so on its console and switches the machine off.
 func TestLife(t *testing.T) {
@@ -374,7 +349,7 @@ func TestLife(t *testing.T) {
 	l.plan.Nodes[0].Cache = spec.MinCache
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := errors.Join(l.prepare(ctx, 2, tinyKernel(a.Bytes()))...); err != nil {
+	if err := errors.Join(l.prepare(ctx, 2, minivm.Kernel(a.Bytes()))...); err != nil {
 		if errors.Is(err, kvmhost.ErrNotSupported) {
 			t.Skip(err)
 		}

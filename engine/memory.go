@@ -87,6 +87,8 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 	if err := ctx.Err(); err != nil {
 		return m, err
 	}
+	home := m.ram.Home()
+	n.log.Info("memory is there", "bytes", home.Last-home.First, "in_huge_pages", m.ram.HugeBytes())
 
 	support, err := uffd.Probe()
 	if err != nil {

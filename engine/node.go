@@ -393,6 +393,7 @@ func (n *node) start() error {
 		n.vm.Stop()
 		n.lane.Halt()
 	})
+	n.watching.Go(n.watchWaiting)
 	n.state(control.PhaseBooting, "")
 	return nil
 }

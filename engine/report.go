@@ -33,6 +33,7 @@ func (n *node) report() *control.Report {
 		stages.add(snap.Stages)
 		addAgent(r.Counters, &snap.Agent)
 		r.Counters["faults"] += snap.Faults
+		r.Counters["installed_together"] += snap.Batched
 		r.Counters["zero_pages_sent"] += snap.ZeroPages
 		r.Counters["shard_sleeps"] += snap.Sleeps
 		for _, h := range snap.Hot {
@@ -54,6 +55,7 @@ func (n *node) report() *control.Report {
 			r.Verbs[v.String()] = o
 		}
 	}
+	r.Counters["huge_page_bytes"] = n.memory.ram.HugeBytes()
 	n.reportVCPUs(r)
 	l := n.lane.Stats()
 	r.Counters["lane_ipis_sent"] = l.SentIPIs

@@ -29,7 +29,8 @@
 // Go code never touches the guest view: it would wait for a fault that only this thread can serve, and the
 // garbage collector would wait with it. Page contents are read and written through the service view, after
 // the guest's right to the page has been taken away: OpProtect and OpUnmap are done when their system call
-// returns, because the kernel has then flushed the TLBs of the host's and of KVM's mappings.
+// returns, because the kernel has then flushed the TLBs of the host's and of KVM's mappings. Home frames are mapped in
+// blocks of 2 MiB; a block is split before the first right to a page of it goes.
 //
 // # The kernel's opinion
 //
@@ -38,6 +39,7 @@
 //   - A frame that should not be there when a page is installed (EEXIST) is freed first, so that stale bytes
 //     never survive.
 //   - A mapping that should be there but is not (the kernel took it away, to swap or to migrate the page) shows
-//     as a fault that the agent calls stale; then the mapping is made again in the mode that the agent says.
+//     as a fault that the agent calls stale; then the mapping is made again in the mode that the agent says. If it
+//     was that of a whole block, all the block's pages are mapped again, one by one.
 //   - A frame of a page held in S or M that is gone cannot be mended: Run ends with an error.
 package fastpath

@@ -25,6 +25,7 @@ type layout struct {
 	nodes, shards int
 	pages         int // homed at each node
 	slots         int
+	prefetch      int
 	poll          PollMode
 	threads       int // as in ShardConfig
 	tenure        coherence.Tenure
@@ -65,7 +66,9 @@ func newTestNode(self int, l layout) (*testNode, error) {
 		spans = append(spans, fabric.Span{First: uint64(h.First) << wire.PageShift, Last: uint64(h.Last) << wire.PageShift})
 	}
 	var err error
-	if n.ram, err = ram.New(ram.Config{Size: uint64(l.total()) << wire.PageShift, Home: spans[self]}); err != nil {
+	if n.ram, err = ram.New(ram.Config{
+		Size: uint64(l.total()) << wire.PageShift, Home: spans[self], Small: l.shards > 1, // stripes are small
+	}); err != nil {
 		return nil, err
 	}
 	if err := n.ram.Populate(nil); err != nil {
@@ -85,7 +88,7 @@ func newTestNode(self int, l layout) (*testNode, error) {
 		}
 		agent, err := coherence.New(coherence.Config{
 			Self: n.self, Homes: l.homes(), Shard: i, Shards: l.shards, StripeShift: stripeShift, Epoch: 1, Slots: l.slots,
-			Tenure: l.tenure, ReadAsWrite: !l.continueWP, Cache: l.cache,
+			Tenure: l.tenure, ReadAsWrite: !l.continueWP, Cache: l.cache, Prefetch: l.prefetch,
 		})
 		if err != nil {
 			return nil, err

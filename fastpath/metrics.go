@@ -41,6 +41,7 @@ type Metrics struct {
 	Faults    atomic.Uint64         // faults read from the userfaultfd, followers included
 	ZeroPages atomic.Uint64         // pages sent as a flag
 	Leftovers atomic.Uint64         // frames or mappings that were in the way
+	Batched   atomic.Uint64         // pages installed along with others, by one call
 	Remapped  atomic.Uint64         // mappings that the kernel had lost
 	Rounds    atomic.Uint64         // of the loop
 	Spins     atomic.Uint64         // of these, rounds followed by another without sleep, by policy

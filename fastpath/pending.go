@@ -51,6 +51,12 @@ func (p *pending) find(page wire.PFN) (i uint64, ok bool) {
 	return i, true
 }
 
+// waits says whether a vCPU waits for a page.
+func (p *pending) waits(page wire.PFN) bool {
+	_, ok := p.find(page)
+	return ok
+}
+
 // asked notes that other nodes are asked for a page, if it is waited for and this is the first time.
 func (p *pending) asked(page wire.PFN, now int64) {
 	if i, ok := p.find(page); ok && p.slots[i].sent == 0 {

@@ -17,6 +17,9 @@ func (s *Shard) perform(now int64) {
 	actions := s.agent.Actions()
 	for i := range actions {
 		a := &actions[i]
+		if !s.gathered.holds(a) {
+			s.settle()
+		}
 		switch a.Op {
 		case coherence.OpSend:
 			s.stamp(&a.Msg)
@@ -24,6 +27,7 @@ func (s *Shard) perform(now int64) {
 		case coherence.OpSendPage:
 			s.sendPage(a)
 		case coherence.OpProtect:
+			s.split(a.Page)
 			began := s.clock()
 			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
 			s.metrics.Stage[StageRevoke].Record(s.clock() - began)
@@ -32,8 +36,7 @@ func (s *Shard) perform(now int64) {
 		case coherence.OpDiscard:
 			s.check("discard", a.Page, s.ram.Discard(a.Page))
 		case coherence.OpInstall:
-			s.install(a)
-			s.resumed(now, a)
+			s.install(now, a)
 		case coherence.OpZeroFrame:
 			clear(s.ram.Page(a.Page))
 		case coherence.OpUnprotect:
@@ -48,6 +51,7 @@ func (s *Shard) perform(now int64) {
 }
 
 func (s *Shard) unmap(page wire.PFN) {
+	s.split(page)
 	began := s.clock()
 	s.check("unmap", page, s.ram.Unmap(page))
 	gone := s.clock()
@@ -104,21 +108,27 @@ func (s *Shard) sendPage(a *coherence.Action) {
 // in its stripes, so once is enough; more would mean that something else is at work.
 const leftoverTries = 3
 
-func (s *Shard) install(a *coherence.Action) {
+func (s *Shard) install(now int64, a *coherence.Action) {
+	zero := a.Msg.Flags&wire.FlagZero != 0
+	if !zero && !s.ram.IsHome(a.Page) {
+		s.gather(now, a)
+		return
+	}
+	s.settle()
 	if s.ram.IsHome(a.Page) {
-		if a.Msg.Flags&wire.FlagZero != 0 {
+		if zero {
 			clear(s.ram.Page(a.Page))
 		}
 		s.mapHome(a.Page, a.Mode)
-		return
+	} else {
+		s.installZeros(a)
 	}
-	src := s.slots.Addr(a.Slot)
-	if a.Msg.Flags&wire.FlagZero != 0 {
-		src = s.zero.Addr(0)
-	}
-	dst := s.ram.GuestAddr(a.Page)
+	s.resumed(now, a)
+}
+
+func (s *Shard) installZeros(a *coherence.Action) {
 	for range leftoverTries {
-		errno := s.u.Copy(dst, src, wire.PageSize, a.Mode == wire.Shared)
+		errno := s.u.Copy(s.ram.GuestAddr(a.Page), s.zero.Addr(0), wire.PageSize, a.Mode == wire.Shared)
 		if errno != unix.EEXIST {
 			s.check("install", a.Page, errno)
 			return
@@ -173,6 +183,7 @@ func (s *Shard) wakeWaiters(a *coherence.Action) {
 		s.check("unprotect", a.Page, s.u.WriteProtect(addr, wire.PageSize, false))
 		return
 	}
+	s.split(a.Page) // the kernel has lost the mapping of all of them
 	errno := s.u.Continue(addr, wire.PageSize, a.Mode == wire.Shared)
 	if errno == unix.EFAULT && s.ram.IsHome(a.Page) {
 		s.makeResident(a.Page)

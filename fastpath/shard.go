@@ -53,6 +53,7 @@ const DefaultSpin = 50 * time.Microsecond
 const (
 	messageBatch = 64 // messages taken from the lane in one round
 	eventBatch   = 32 // faults taken from the userfaultfd in one round
+	flushBatch   = 8  // messages after whose handling answers leave, even in the midst of a round
 	hotMax       = 64 // hot pages in a snapshot
 )
 
@@ -103,13 +104,14 @@ type Shard struct {
 	timeout unix.Timespec
 	scratch [8]byte
 
-	in      [messageBatch]wire.Message
-	events  [eventBatch]uffd.Event
-	pending pending
-	transit transit
-	cause   *wire.Message // what the agent acts upon; nil for a fault or a deadline
-	fault   current
-	failure failure
+	in       [messageBatch]wire.Message
+	events   [eventBatch]uffd.Event
+	pending  pending
+	gathered gathered
+	transit  transit
+	cause    *wire.Message // what the agent acts upon; nil for a fault or a deadline
+	fault    current
+	failure  failure
 
 	metrics Metrics
 	stop    atomic.Bool
@@ -312,10 +314,13 @@ func (s *Shard) loop() {
 			}
 			s.cause = &s.in[i]
 			s.perform(now)
+			if i%flushBatch == flushBatch-1 {
+				s.flush()
+			}
 		}
 		s.cause = nil
 		if n > 0 {
-			s.ep.Flush()
+			s.flush()
 			now = s.clock()
 		}
 		faults := 0
@@ -326,7 +331,7 @@ func (s *Shard) loop() {
 			s.told = idle
 			s.agent.Idle(now, idle)
 			s.perform(now)
-			s.ep.Flush()
+			s.flush()
 		}
 		due := s.agent.Next() <= now
 		if due {
@@ -334,7 +339,7 @@ func (s *Shard) loop() {
 			s.perform(now)
 		}
 		if faults > 0 || due {
-			s.ep.Flush()
+			s.flush()
 		}
 		if s.failure.op != "" {
 			return

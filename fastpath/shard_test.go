@@ -60,10 +60,11 @@ func TestRandomWorkload(t *testing.T) {
 	quick := coherence.Tenure{Base: 20 * time.Microsecond, Max: 200 * time.Microsecond, Window: time.Millisecond}
 	for name, change := range map[string]func(*layout){
 		"two nodes":            func(*layout) {},
-		"three nodes":          func(l *layout) { l.nodes = 3 },
+		"three nodes":          func(l *layout) { l.nodes, l.prefetch = 3, 4 },
 		"tenure":               func(l *layout) { l.tenure = quick },
 		"few pages cached":     func(l *layout) { l.nodes, l.cache = 3, 24; l.tenure = quick },
 		"two shards":           func(l *layout) { l.shards = 2; l.tenure = quick },
+		"huge pages":           func(l *layout) { l.pages = 1024; l.tenure = quick },
 		"one slot":             func(l *layout) { l.slots = 1; l.nodes = 3 },
 		"polling":              func(l *layout) { l.poll, l.threads = Adaptive, 1 },
 		"no continue with wp":  func(l *layout) { l.continueWP = false; l.nodes = 3 },

@@ -18,15 +18,16 @@ const (
 	StageRemote               // at the home and the holder: the page's turn, its tenure, and the stages below
 	StageFlight               // the rest: on the wire, and until a message is noticed, on all ways
 	StageInstall              // from the last message to the vCPU's resumption
+	StageSplit                // mapping a block's pages one by one, before the first of them is wanted elsewhere
 	StageRevoke               // taking a right away: KVM's mapping gone, vCPUs out of the guest
 	StageForget               // having KVM's shadow page tables forget the page
 	StageSend                 // looking for zeros, posting the page
 	Stages                    // number of stages
 )
 
-var stageNames = [Stages]string{"queue", "remote", "flight", "install", "revoke", "forget", "send"}
+var stageNames = [Stages]string{"queue", "remote", "flight", "install", "split", "revoke", "forget", "send"}
 
-// String returns the stage's name in reports: queue, remote, flight, install, revoke, forget, send.
+// String returns the stage's name in reports: queue, remote, flight, install, split, revoke, forget, send.
 func (g Stage) String() string {
 	if g < Stages {
 		return stageNames[g]

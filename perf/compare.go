@@ -4,14 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
 	"ironspan/perf/internal/compare"
 	"ironspan/perf/internal/result"
 )
 
 type compareCmd struct {
-	Old   string  `arg:"" help:"The result to compare with." type:"path"`
-	New   string  `arg:"" help:"The result in question." type:"path"`
+	Old   string  `arg:"" help:"The result to compare with, or several with commas between."`
+	New   string  `arg:"" help:"The result in question, or several."`
 	Alpha float64 `default:"0.05" help:"Probability of naming anything if nothing changed."`
 	JSON  bool    `help:"Print JSON."`
 }
@@ -19,16 +20,20 @@ type compareCmd struct {
 // Help is the end of the command's help.
 func (c *compareCmd) Help() string {
 	return `The rounds of both results are held against each other by a Mann-Whitney U test, whose p values are adjusted
-for the number of series. Exit status: 0 no regression, 1 regressions, 2 bad input.`
+for the number of series. Of several results on one side, each counts as one round: that is surer, since what the
+machine did during a run hits all its rounds alike. Take turns between the sides when measuring them, at least four
+times.
+
+Exit status: 0 no regression, 1 regressions, 2 bad input.`
 }
 
 // Run compares two results.
 func (c *compareCmd) Run(stdout io.Writer) error {
-	old, err := read(c.Old)
+	old, err := readAll(c.Old)
 	if err != nil {
 		return err
 	}
-	new, err := read(c.New)
+	new, err := readAll(c.New)
 	if err != nil {
 		return err
 	}
@@ -55,7 +60,8 @@ func (c *compareCmd) print(w io.Writer, old, new *result.Run, r *compare.Report)
 		age string
 		*result.Run
 	}{{"old", old}, {"new", new}} {
-		if _, err := fmt.Fprintf(w, "%s: %s, %s, commit %s\n", run.age, run.Suite, run.Began.Format("2006-01-02 15:04"), run.Commit); err != nil {
+		_, err := fmt.Fprintf(w, "%s: %s, %s, commit %s\n", run.age, run.Suite, run.Began.Format("2006-01-02 15:04"), run.Commit)
+		if err != nil {
 			return err
 		}
 	}
@@ -63,4 +69,17 @@ func (c *compareCmd) print(w io.Writer, old, new *result.Run, r *compare.Report)
 		return err
 	}
 	return r.Text(w)
+}
+
+// readAll takes in one result, or a pool of several with commas between.
+func readAll(files string) (*result.Run, error) {
+	var runs []*result.Run
+	for _, file := range strings.Split(files, ",") {
+		r, err := read(file)
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, r)
+	}
+	return result.Pool(runs...)
 }

@@ -8,6 +8,7 @@ import (
 
 	"ironspan/engine/mininode"
 	"ironspan/perf/internal/micro"
+	"ironspan/perf/internal/plots"
 	"ironspan/perf/internal/result"
 	"ironspan/perf/internal/show"
 )
@@ -16,7 +17,7 @@ import (
 type suiteFlags struct {
 	Quick  bool   `help:"Few samples, for a look."`
 	Only   string `help:"Benchmarks whose names, or the folders in which they lie, match a pattern: fault/read, ipi, 'fault/*'." placeholder:"PATTERN"`
-	Rounds int    `help:"Rounds; 0: 5 on the host, 3 in the lab, 2 if quick." placeholder:"N"`
+	Rounds int    `help:"Rounds; 0: 5 on the host, 4 in the lab, 2 if quick." placeholder:"N"`
 	Seed   uint64 `help:"Of the order in which benchmarks have their turns." default:"1"`
 }
 
@@ -62,16 +63,20 @@ func (c *suiteFlags) rounds(usual int) int {
 	return usual
 }
 
-// finish writes a run to its file and shows it.
+// finish writes a run to its file, draws it beside that, and shows it.
 func finish(stdout io.Writer, run *result.Run, file string) error {
 	run.Ended()
 	if err := run.Write(file); err != nil {
 		return err
 	}
+	drawn, err := plots.Draw(run, beside(file))
+	if err != nil {
+		return err
+	}
 	if err := show.Run(stdout, run); err != nil {
 		return err
 	}
-	say("wrote %s", file)
+	say("wrote %s, and %d plots to %s", file, len(drawn), beside(file))
 	return nil
 }
 

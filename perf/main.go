@@ -14,8 +14,6 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
-
-	"ironspan/perf/internal/peers"
 )
 
 // Exit statuses, for scripts.
@@ -28,11 +26,11 @@ const (
 // cli is the whole command line.
 type cli struct {
 	Host    hostCmd    `cmd:"" help:"Measure on this host: mini-guests on /dev/kvm, nodes over shared memory."`
+	Lab     labCmd     `cmd:"" help:"Measure in servers of the lab: the same over verbs."`
 	Show    showCmd    `cmd:"" help:"Show a result as tables."`
 	Plot    plotCmd    `cmd:"" help:"Draw a result, as SVG and PNG."`
 	Compare compareCmd `cmd:"" help:"Name what changed between two results by more than noise."`
-
-	Inside peers.Commands `cmd:"" hidden:""` // in servers of the lab
+	Inside  insideCmd  `cmd:"" hidden:""`
 }
 
 const description = `Measure Ironspan, and judge what was measured.

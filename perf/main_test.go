@@ -45,11 +45,13 @@ func TestCommands(t *testing.T) {
 		status int
 		out    string // in both outputs together
 	}{
-		{"no regression", []string{"compare", fast, fast}, exitOK, "0 regressions"},
-		{"improvement", []string{"compare", slow, fast}, exitOK, "1 improvements"},
+		{"no regression", []string{"compare", fast, fast}, exitOK, "regressions: 0"},
+		{"improvement", []string{"compare", slow, fast}, exitOK, "improvements: 1"},
 		{"regression", []string{"compare", fast, slow}, exitFailed, "+90.9 %"},
 		{"as JSON", []string{"compare", "--json", fast, slow}, exitFailed, `"outcome": "regression"`},
 		{"stricter", []string{"compare", "--alpha", "0.001", fast, slow}, exitOK, "too few rounds"},
+		{"pools", []string{"compare", strings.Repeat(fast+",", 3) + fast, strings.Repeat(slow+",", 3) + slow}, exitFailed, "regressions: 1"},
+		{"pools too small", []string{"compare", fast + "," + fast, slow + "," + slow}, exitOK, "too few rounds"},
 		{"no probability", []string{"compare", "--alpha", "2", fast, slow}, exitUsage, "alpha"},
 		{"broken file", []string{"compare", fast, broken}, exitUsage, "cut off"},
 		{"no file", []string{"show", broken + ".absent"}, exitUsage, "no such file"},

@@ -11,8 +11,11 @@ import (
 
 type plotCmd struct {
 	File string `arg:"" help:"A result, as in build/bench." type:"path"`
-	Out  string `help:"Folder for the plots; not given: one beside the result, with its name." type:"path" placeholder:"DIR"`
+	Out  string `help:"Folder for the plots; otherwise one beside the result." type:"path" placeholder:"DIR"`
 }
+
+// beside is the folder for the plots of a result's file.
+func beside(file string) string { return strings.TrimSuffix(file, filepath.Ext(file)) + "-plots" }
 
 // Run draws a result.
 func (c *plotCmd) Run(stdout io.Writer) error {
@@ -22,7 +25,7 @@ func (c *plotCmd) Run(stdout io.Writer) error {
 	}
 	out := c.Out
 	if out == "" {
-		out = strings.TrimSuffix(c.File, filepath.Ext(c.File)) + "-plots"
+		out = beside(c.File)
 	}
 	files, err := plots.Draw(r, out)
 	for _, file := range files {

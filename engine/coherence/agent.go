@@ -32,11 +32,12 @@ type Agent struct {
 
 	pages []local // this node's right to each page of the shard, by index
 
-	// As requester: one request for each slot, the stack of free slots, the FIFO of faults without one.
+	// As requester: one request for each slot, the free slots, the faults without one. Slots are used in turns, so that
+	// pages that were asked for together mostly arrive in slots that lie together.
 	requests []request
-	free     []uint32
+	free     fifo
 	lastTxn  uint32
-	waiters  waiters
+	waiters  fifo
 
 	// As holder: forwards and invalidations that tenure put off, a heap by due time.
 	deferrals []deferral
@@ -123,12 +124,12 @@ func New(c Config) (*Agent, error) {
 		a.pages[first+uint64(i)].mode = wire.Modified
 	}
 	a.requests = make([]request, c.Slots)
-	a.free = make([]uint32, c.Slots)
-	for i := range a.free {
-		a.free[i] = uint32(c.Slots - 1 - i)
+	a.free = newFIFO(c.Slots)
+	for i := range c.Slots {
+		a.free.push(uint32(i))
 	}
 	a.records = make([]record, n*c.Slots+1)
-	a.waiters.ring = make([]uint32, waitersMax)
+	a.waiters = newFIFO(waitersMax)
 	a.deferrals = make([]deferral, 0, min(n*c.Slots, deferralsMax))
 	a.actions = make([]Action, 0, 4*wire.MaxNodes)
 	return a, nil
@@ -201,7 +202,7 @@ func (a *Agent) fault(now int64, i uint32, page wire.PFN, write bool) {
 		if write {
 			p.marks |= queuedWrite
 		}
-	case len(a.free) > 0 && a.hasFrame(page, p):
+	case a.free.n > 0 && a.hasFrame(page, p):
 		if a.prefetch > 0 {
 			need = a.foresee(i, need)
 		}
@@ -213,7 +214,7 @@ func (a *Agent) fault(now int64, i uint32, page wire.PFN, write bool) {
 			a.askAhead(now, i, need)
 		}
 	case a.waiters.push(i):
-		if len(a.free) > 0 {
+		if a.free.n > 0 {
 			a.stats.FrameWaits++
 		} else {
 			a.stats.SlotWaits++

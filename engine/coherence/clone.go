@@ -106,11 +106,11 @@ func (a *Agent) AppendState(b []byte, now int64, n *Naming) []byte {
 	}
 	b = append(b, byte(a.waiters.n))
 	for k := range a.waiters.n {
-		b = append(b, byte(n.Page(a.pageAt(a.waiters.ring[(a.waiters.head+k)%uint32(len(a.waiters.ring))]))))
+		b = append(b, byte(n.Page(a.pageAt(*a.waiters.at(k)))))
 	}
-	b = append(b, byte(len(a.free)))
-	for k := len(a.free) - 1; k >= 0; k-- {
-		b = append(b, byte(n.Slot(a.self, a.free[k])))
+	b = append(b, byte(a.free.n))
+	for k := range a.free.n {
+		b = append(b, byte(n.Slot(a.self, *a.free.at(k))))
 	}
 	if a.tenured() {
 		b = a.appendCollecting(b, now, n)
@@ -155,9 +155,9 @@ func (a *Agent) SetState(b []byte, now int64) []byte {
 	for k := range a.waiters.n {
 		a.waiters.ring[k], _ = a.index(wire.PFN(r.byte()))
 	}
-	a.free = a.free[:r.byte()]
-	for k := len(a.free) - 1; k >= 0; k-- {
-		a.free[k] = uint32(r.byte())
+	a.free.head, a.free.n = 0, uint32(r.byte())
+	for k := range a.free.n {
+		*a.free.at(k) = uint32(r.byte())
 	}
 	if a.tenured() {
 		a.setCollecting(&r, now)
@@ -385,7 +385,7 @@ func (a *Agent) setCollecting(r *stateReader, now int64) {
 func (a *Agent) appendStreams(b []byte) []byte {
 	b = append(b, byte(a.streams.next))
 	for _, s := range a.streams.set {
-		b = append(b, byte(s.expect), byte(s.window), flagByte(s.write))
+		b = append(b, byte(s.last), byte(s.stride), byte(s.window), flagByte(s.write))
 	}
 	return b
 }
@@ -393,7 +393,7 @@ func (a *Agent) appendStreams(b []byte) []byte {
 func (a *Agent) setStreams(r *stateReader) {
 	a.streams.next = int(r.byte())
 	for i := range a.streams.set {
-		a.streams.set[i] = stream{expect: uint32(r.byte()), window: uint32(r.byte()), write: r.byte() != 0}
+		a.streams.set[i] = stream{last: uint32(r.byte()), stride: int32(int8(r.byte())), window: uint32(r.byte()), write: r.byte() != 0}
 	}
 }
 

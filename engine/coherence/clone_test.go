@@ -31,13 +31,13 @@ func TestStateIsWhole(t *testing.T) {
 		{transaction{}, "txn slot requester", ""},
 		{deferral{}, "due forward", "came"},
 		{forward{}, "page tenure transaction kind", "index"},
-		{waiters{}, "ring n", "head"},
+		{fifo{}, "ring n", "head"},
 		{spell{}, "asked start last", ""},
 		{companions{}, "n next set", ""},
 		{companion{}, "index trust", ""},
 		{streams{}, "next set", ""},
 		{cache{}, "hand recent draining", "limit high low most frames held putting"},
-		{stream{}, "expect window write", ""},
+		{stream{}, "last stride window write", ""},
 	} {
 		decided := strings.Fields(x.written + " " + x.leftOut)
 		slices.Sort(decided)

@@ -194,6 +194,12 @@ open to it: those are limits of the transport.
 Transactions are numbered by their requester. A home refuses a request of a slot whose number is not above the
 last one, so that a repetition is recognised also after the original is over.
 
+# Loss of a node
+
+Nothing goes on without a node; the VM ends. Losses says afterwards what became of the pages, in this agent's part of the
+answer, and docs/protocol.md how that follows from the states. An agent has no patience of its own: its driver can see by
+Oldest that a request goes without an answer.
+
 # Cached memory
 
 A node may hold a bounded number of pages that are homed elsewhere (Config.Cache), so a VM can have more memory than

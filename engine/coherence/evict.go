@@ -61,7 +61,7 @@ func (a *Agent) hasFrame(page wire.PFN, p *local) bool {
 // spare says whether a page may be asked for that nobody waits for yet: half of the slots are left to faults, and
 // none but faults are worth another page's frame.
 func (a *Agent) spare(i uint32) bool {
-	return len(a.free) > len(a.requests)/2 && (a.cache.frames < a.cache.high || a.isHome(a.pageAt(i)))
+	return int(a.free.n) > len(a.requests)/2 && (a.cache.frames < a.cache.high || a.isHome(a.pageAt(i)))
 }
 
 // discard frees a cached frame. A page that is asked for is about to get another one.
@@ -89,7 +89,7 @@ func (a *Agent) evictable(p *local) bool {
 // CanEvict says whether a page is cached here, nothing is under way for it, and there is a slot to give it back.
 func (a *Agent) CanEvict(page wire.PFN) bool {
 	i, ok := a.index(page)
-	return ok && !a.isHome(page) && a.evictable(&a.pages[i]) && len(a.free) > 0
+	return ok && !a.isHome(page) && a.evictable(&a.pages[i]) && a.free.n > 0
 }
 
 // Evict gives a page back to its home, if CanEvict says that it can be. The node keeps it until the home says that it
@@ -112,7 +112,7 @@ func (a *Agent) put(i uint32, page wire.PFN) {
 func (a *Agent) evict() {
 	c := &a.cache
 	c.draining = c.frames-c.putting >= c.high || c.draining
-	for c.draining && c.putting < c.most && len(a.free) > 0 {
+	for c.draining && c.putting < c.most && a.free.n > 0 {
 		if c.frames-c.putting < c.low {
 			c.draining = false
 			return
@@ -179,7 +179,7 @@ func (a *Agent) stepPutAck(i uint32, m *wire.Message) Status {
 	p.setLevel(0)
 	p.slot = 0
 	*r = request{}
-	a.free = append(a.free, m.Slot)
+	a.free.push(m.Slot)
 	a.cache.putting--
 	if p.is(queuedAny) && !a.waiters.push(i) {
 		p.marks &^= queuedAny

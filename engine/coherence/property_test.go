@@ -84,7 +84,7 @@ func state(a *Agent) Agent {
 	s.stats = Stats{}
 	s.pages = slices.Clone(a.pages)
 	s.requests = slices.Clone(a.requests)
-	s.free = slices.Clone(a.free)
+	s.free.ring = slices.Clone(a.free.ring)
 	s.waiters.ring = slices.Clone(a.waiters.ring)
 	s.deferrals = slices.Clone(a.deferrals)
 	s.dir = slices.Clone(a.dir)
@@ -159,6 +159,19 @@ func besiege(t tester, data []byte) {
 			if a.Mode(p) != mapped[p] {
 				t.Fatalf("%s: page %d is in %v, the agent thinks %v", what, p, mapped[p], a.Mode(p))
 			}
+		}
+		for _, lost := range []uint64{0, 1, 4, 5} {
+			a.Losses(lost, func(r Range, f Fate) {
+				for p := r.First; p < r.Last; p++ {
+					own := a.isHome(p)
+					if !own && lost&bit(a.homeOf(p)) == 0 || f == Lost && mapped[p] != wire.None || (f == Kept) == own && f != Uncertain {
+						t.Fatalf("%s: without %b page %d is %v, mapped in %v", what, lost, p, f, mapped[p])
+					}
+				}
+			})
+		}
+		if w := a.Oldest(); w.Txn != 0 && (w.Page >= 6 || w.For > 2) {
+			t.Fatalf("%s: waits for %+v", what, w)
 		}
 	}
 }

@@ -21,33 +21,38 @@ type request struct {
 // more than a server has; beyond it a vCPU is sent back to fault again.
 const waitersMax = 1024
 
-// waiters is the FIFO: a ring of page indices.
-type waiters struct {
+// fifo is a queue of bounded length: a ring.
+type fifo struct {
 	ring    []uint32
 	head, n uint32
 }
 
-func (w *waiters) push(i uint32) bool {
-	if int(w.n) == len(w.ring) {
+func newFIFO(most int) fifo { return fifo{ring: make([]uint32, most)} }
+
+// at returns the k-th from the head on.
+func (f *fifo) at(k uint32) *uint32 { return &f.ring[(f.head+k)%uint32(len(f.ring))] }
+
+func (f *fifo) push(v uint32) bool {
+	if int(f.n) == len(f.ring) {
 		return false
 	}
-	w.ring[(w.head+w.n)%uint32(len(w.ring))] = i
-	w.n++
+	*f.at(f.n) = v
+	f.n++
 	return true
 }
 
-func (w *waiters) pop() uint32 {
-	i := w.ring[w.head]
-	w.head = (w.head + 1) % uint32(len(w.ring))
-	w.n--
-	return i
+func (f *fifo) pop() uint32 {
+	v := *f.at(0)
+	f.head = (f.head + 1) % uint32(len(f.ring))
+	f.n--
+	return v
 }
 
 // serveWaiters asks for the pages in the FIFO while there are slots, and frames. A request that this node's own
 // directory grants at once frees its slot again.
 func (a *Agent) serveWaiters(now int64) {
-	for a.waiters.n > 0 && len(a.free) > 0 {
-		i := a.waiters.ring[a.waiters.head]
+	for a.waiters.n > 0 && a.free.n > 0 {
+		i := *a.waiters.at(0)
 		p, page := &a.pages[i], a.pageAt(i)
 		if !a.hasFrame(page, p) {
 			return
@@ -92,8 +97,7 @@ func (a *Agent) ask(now int64, i uint32, page wire.PFN, need wire.Mode) {
 
 // take takes a slot, which there is, for a request.
 func (a *Agent) take(i uint32, page wire.PFN, kind wire.Kind, want wire.Mode) transaction {
-	slot := a.free[len(a.free)-1]
-	a.free = a.free[:len(a.free)-1]
+	slot := a.free.pop()
 	a.lastTxn++
 	if a.lastTxn == 0 {
 		a.lastTxn = 1
@@ -217,7 +221,7 @@ func (a *Agent) complete(now int64, r *request) {
 	t := transaction{requester: a.self, txn: r.txn, slot: slot}
 	page, i, tell := r.page, r.index, r.tellHome
 	*r = request{}
-	a.free = append(a.free, slot)
+	a.free.push(slot)
 	switch {
 	case !tell:
 	case a.isHome(page):

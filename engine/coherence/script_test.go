@@ -28,6 +28,8 @@ var rewrite = flag.Bool("rewrite", false, "write the outputs of the scripts in t
 //	> zero PAGE / nonzero PAGE  the page is, or is not, full of zeros from now on
 //	> inject FROM->TO KIND page=.. txn=.. slot=.. requester=.. mode=.. flags=.. acks=.. arg0=.. arg1=.. epoch=..
 //	> show PAGE                 directory and rights
+//	> waits NODE                what it has waited for longest, and for whom
+//	> lose NODE...              what those that are left say of their pages: nothing changes
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("testdata", "*.txt"))
 	if err != nil || len(files) == 0 {
@@ -187,6 +189,19 @@ func (c *cluster) command(t *testing.T, f []string) {
 		verdict(c.step(to, &m))
 	case "show":
 		c.show(wire.PFN(number(t, f[1])))
+	case "waits":
+		w := c.agents[number(t, f[1])].Oldest()
+		fmt.Fprintf(&c.log, "  transaction %d, page %d, node %d\n", w.Txn, w.Page, w.For)
+	case "lose":
+		lost := uint64(0)
+		for _, n := range f[1:] {
+			lost |= 1 << number(t, n)
+		}
+		for n, a := range c.agents {
+			if lost>>n&1 == 0 {
+				a.Losses(lost, func(r Range, f Fate) { fmt.Fprintf(&c.log, "  %d: %d to %d %v\n", n, r.First, r.Last-1, f) })
+			}
+		}
 	default:
 		t.Fatalf("no command %q", f[0])
 	}

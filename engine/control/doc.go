@@ -14,6 +14,7 @@
 //	POST   /v1/vms/{id}/console  bytes both ways
 //	POST   /v1/vms/{id}/stop     ends the VM, keeps its counters
 //	GET    /v1/vms/{id}/report
+//	GET    /v1/vms/{id}/losses   once it has ended: which pages were lost with other nodes, named by of=N,...
 //	DELETE /v1/vms/{id}          gives the VM back; the event stream ends when everything is released
 //
 // The event stream is the lease: when it breaks, because the client died, was interrupted, or went silent for

@@ -43,6 +43,10 @@ type Machine interface {
 	// Report returns the counters so far. It is called any time between Prepare and Release.
 	Report(ctx context.Context) (*Report, error)
 
+	// Losses says what became of the VM's pages at this node when other nodes were lost, all at once. It is called
+	// between the end of Wait and Release, and may end what still serves memory.
+	Losses(ctx context.Context, lost []wire.NodeID) (*LossPart, error)
+
 	// Release gives back everything that Prepare took. Threads, memory, queue pairs and files are gone
 	// when it returns. ctx bounds how long it waits for them.
 	Release(ctx context.Context) error
@@ -119,6 +123,7 @@ const (
 	GuestReset OutcomeKind = "guest-reset" // the guest asked for a reset: a panic with panic=N, or reboot
 	GuestCrash OutcomeKind = "guest-crash" // a triple fault, or an exit KVM cannot handle
 	NodeLost   OutcomeKind = "node-lost"   // a peer died or went silent: Lost says which
+	LinkLost   OutcomeKind = "link-lost"   // two nodes that are there lost each other: Link says which
 	Failed     OutcomeKind = "failed"      // the node itself failed: Reason says why
 	Stopped    OutcomeKind = "stopped"     // the client or a peer asked for it: Reason says why
 )
@@ -128,6 +133,9 @@ type Outcome struct {
 	Kind   OutcomeKind  `json:"kind"`
 	Reason string       `json:"reason,omitempty"` // one line for the user
 	Lost   *wire.NodeID `json:"lost,omitempty"`   // the node that was lost, with NodeLost
+
+	// The two nodes, in ascending order, with LinkLost. Only the client can tell that both are there.
+	Link *[2]wire.NodeID `json:"link,omitempty"`
 }
 
 // String returns the outcome as one line.
@@ -135,6 +143,9 @@ func (o Outcome) String() string {
 	s := string(o.Kind)
 	if o.Lost != nil {
 		s = fmt.Sprintf("%s: node %d", s, *o.Lost)
+	}
+	if o.Link != nil {
+		s = fmt.Sprintf("%s: nodes %d and %d", s, o.Link[0], o.Link[1])
 	}
 	if o.Reason != "" {
 		s += ": " + o.Reason
@@ -145,6 +156,11 @@ func (o Outcome) String() string {
 // LostNode returns the outcome of a VM that lost one of its nodes.
 func LostNode(n wire.NodeID, reason string) Outcome {
 	return Outcome{Kind: NodeLost, Lost: &n, Reason: reason}
+}
+
+// lostLink returns the outcome of a VM two of whose nodes lost each other.
+func lostLink(a, b wire.NodeID, reason string) Outcome {
+	return Outcome{Kind: LinkLost, Link: &[2]wire.NodeID{min(a, b), max(a, b)}, Reason: reason}
 }
 
 // Info is what a node says of itself before it is given a job.
@@ -189,7 +205,7 @@ type Report struct {
 	Seconds  float64            `json:"seconds"` // from Start to the end, or until now
 	VM       string             `json:"vm,omitempty"`
 	Faults   map[string]Latency `json:"faults"` // by kind: read, write, upgrade, zero, stale ...
-	Stages   map[string]Latency `json:"stages"` // what faults are made of: queue, remote, flight, install; revoke, forget, send
+	Stages   map[string]Latency `json:"stages"` // what faults are made of: queue, remote, flight, install; split, revoke, forget, send
 	Verbs    map[string]Ops     `json:"verbs"`  // by verb: send, write, read, cas, fetch_add
 	Exits    map[string]uint64  `json:"exits"`  // KVM exits by kind, over all vCPUs
 	VCPUs    []VCPUReport       `json:"vcpus"`

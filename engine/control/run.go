@@ -42,6 +42,7 @@ type RunReport struct {
 	Seconds float64    `json:"run_seconds"`     // from start to end
 	Nodes   []Report   `json:"nodes"`           // those that could still be asked
 	Missing []string   `json:"missing,omitempty"`
+	Losses  *Losses    `json:"losses,omitempty"` // if nodes were lost, or their connection
 }
 
 // ErrRefused marks errors of a run that no node has begun: a node is out of reach, refuses, or lacks something.
@@ -208,6 +209,7 @@ func (r *runner) run(ctx context.Context) (*RunReport, error) {
 		Prepare: prepared.Sub(r.began).Seconds(), Seconds: time.Since(prepared).Seconds(),
 	}
 	r.collect(rep)
+	rep.Losses = r.losses(outcome)
 	r.finish(outcome.String())
 	select {
 	case <-consoleDone:
@@ -439,13 +441,17 @@ func (r *runner) wait(ctx context.Context) Outcome {
 	case <-ctx.Done():
 		first = Outcome{Kind: Stopped, Reason: context.Cause(ctx).Error()}
 	}
-	// The end is on its way through the mesh. Wait a moment, then stop who has not heard of it.
-	grace := time.After(min(2*time.Second, r.plan.Timeouts.Stop.Std()))
+	// The end is on its way through the mesh. Wait a moment, then stop who has not heard of it, and give whom the
+	// others have lost another moment to speak for itself.
+	patience := min(2*time.Second, r.plan.Timeouts.Stop.Std())
+	grace := time.After(patience)
 	if ctx.Err() != nil {
 		grace = time.After(0)
 	}
+	var silence <-chan time.Time
+	asked := false
 	limit := time.After(2 * r.plan.Timeouts.Stop.Std())
-	for !r.allEnded(ends) {
+	for !r.allEnded(ends, asked) {
 		select {
 		case e := <-r.ends:
 			ends = append(ends, e)
@@ -455,26 +461,36 @@ func (r *runner) wait(ctx context.Context) Outcome {
 				reason = first.Reason
 			}
 			r.stopOthers(ends, reason)
+			silence = time.After(patience)
+		case <-silence:
+			asked = true
 		case <-limit:
 			r.emit(Event{Kind: KindLog, Text: "not every node has said how the VM ended there"})
+			r.allEnded(ends, true)
 			return r.decide(ctx, first, ends)
 		}
 	}
 	return r.decide(ctx, first, ends)
 }
 
-// allEnded reports whether every node has said how the VM ended there, but for one that the others have lost: that
-// one may never answer.
-func (r *runner) allEnded(ends []nodeEnd) bool {
+// allEnded reports whether every node has said how the VM ended there. One that the others have lost, and that was
+// asked and does not answer, may never do so.
+func (r *runner) allEnded(ends []nodeEnd, asked bool) bool {
 	missing := len(r.leases) - len(ends)
 	for n := range ends2broken(ends) {
 		r.lost[n] = true
 	}
-	if missing > 0 {
-		o := Decide(r.plan, ends2outcomes(ends), ends2broken(ends))
-		if o.Kind == NodeLost && o.Lost != nil && int(*o.Lost) < len(r.leases) &&
+	if !asked {
+		return missing == 0
+	}
+	for _, o := range ends2outcomes(ends) {
+		if o.Kind == NodeLost && o.Lost != nil && int(*o.Lost) < len(r.leases) && !r.lost[*o.Lost] &&
 			!slices.ContainsFunc(ends, func(e nodeEnd) bool { return e.node == *o.Lost }) {
 			r.lost[*o.Lost] = true
+		}
+	}
+	for n := range r.lost {
+		if !slices.ContainsFunc(ends, func(e nodeEnd) bool { return e.node == n }) {
 			missing--
 		}
 	}
@@ -512,7 +528,8 @@ func ends2broken(ends []nodeEnd) map[wire.NodeID]error {
 // connection to the client broke.
 //
 // A guest that powered off or was reset did so, whatever happened on the way out. A node whose connection broke
-// is lost. A node that its peers call lost but that speaks for itself is taken at its word.
+// is lost. A node that its peers call lost but that speaks for itself is taken at its word, and if it has nothing else
+// to say, it was the connection between the two that broke.
 func Decide(plan *spec.Plan, outcomes map[wire.NodeID]Outcome, broken map[wire.NodeID]error) Outcome {
 	name := func(n wire.NodeID) string {
 		if int(n) < len(plan.Nodes) {
@@ -532,7 +549,7 @@ func Decide(plan *spec.Plan, outcomes map[wire.NodeID]Outcome, broken map[wire.N
 				continue
 			}
 			if k == NodeLost && o.Lost != nil {
-				if own, ok := outcomes[*o.Lost]; ok && own.Kind != Stopped && own.Kind != NodeLost {
+				if _, speaks := outcomes[*o.Lost]; speaks {
 					continue
 				}
 			}
@@ -566,7 +583,18 @@ func Decide(plan *spec.Plan, outcomes map[wire.NodeID]Outcome, broken map[wire.N
 	if by, o, ok := find(NodeLost); ok && o.Lost != nil {
 		return LostNode(*o.Lost, fmt.Sprintf("%s: seen by node %d: %s", name(*o.Lost), by, o.Reason))
 	}
-	for _, k := range []OutcomeKind{GuestCrash, Failed, NodeLost, Stopped} {
+	for _, k := range []OutcomeKind{GuestCrash, Failed} {
+		if n, o, ok := find(k); ok {
+			o.Reason = fmt.Sprintf("node %d (%s): %s", n, name(n), o.Reason)
+			return o
+		}
+	}
+	for _, n := range order {
+		if o := outcomes[n]; o.Kind == NodeLost && o.Lost != nil && *o.Lost != n {
+			return lostLink(n, *o.Lost, fmt.Sprintf("both still answer; seen by node %d (%s): %s", n, name(n), o.Reason))
+		}
+	}
+	for _, k := range []OutcomeKind{NodeLost, Stopped} {
 		if n, o, ok := find(k); ok {
 			if k != Stopped {
 				o.Reason = fmt.Sprintf("node %d (%s): %s", n, name(n), o.Reason)

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -174,6 +175,7 @@ func (s *Server) routes() http.Handler {
 		"POST /v1/vms/{id}/console": (*vm).stream,
 		"POST /v1/vms/{id}/stop":    (*vm).stop,
 		"GET /v1/vms/{id}/report":   (*vm).report,
+		"GET /v1/vms/{id}/losses":   (*vm).losses,
 		"DELETE /v1/vms/{id}":       (*vm).delete,
 	} {
 		mux.HandleFunc(pattern, s.withVM(h))
@@ -412,7 +414,7 @@ type vm struct {
 	gone     chan struct{} // closed by delete or abandon: release it
 	released chan struct{} // closed when nothing of it is left
 	work     sync.WaitGroup
-	counts   sync.WaitGroup // Machine.Reports under way
+	asks     sync.WaitGroup // what the machine is being asked, by others than release
 
 	mu       sync.Mutex
 	state    vmState
@@ -499,7 +501,7 @@ func (v *vm) release(log *slog.Logger) {
 	if v.console != nil {
 		v.console.close()
 	}
-	v.counts.Wait()
+	v.asks.Wait()
 	if touched {
 		ctx, cancel := context.WithTimeout(context.Background(), v.plan.Timeouts.Stop.Std())
 		if err := v.s.machine.Release(ctx); err != nil {
@@ -709,16 +711,10 @@ func (v *vm) report(w http.ResponseWriter, r *http.Request) {
 
 // count asks the machine for its counters, if there can be any.
 func (v *vm) count(ctx context.Context) (*Report, error) {
-	v.mu.Lock()
-	idle := v.state < vmPrepared || v.state == vmFailed || v.goneOnce
-	if !idle {
-		v.counts.Add(1) // under the lock: release waits for it from the moment the VM is gone
-	}
-	v.mu.Unlock()
-	if idle {
+	if v.ask(vmPrepared, vmRunning, vmEnded) != nil {
 		return nil, ErrIdle
 	}
-	defer v.counts.Done()
+	defer v.asks.Done()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	rep, err := v.s.machine.Report(ctx)
@@ -728,6 +724,40 @@ func (v *vm) count(ctx context.Context) (*Report, error) {
 	out := *rep
 	out.Node, out.Name, out.VM = v.node, v.plan.Nodes[v.node].Name, v.plan.Name
 	return &out, nil
+}
+
+// ask keeps the VM from being released until asks.Done, if it is in one of the states.
+func (v *vm) ask(in ...vmState) *Error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.goneOnce {
+		return errorf(CodeState, "the VM is being released")
+	}
+	if !slices.Contains(in, v.state) {
+		return errorf(CodeState, "the VM is %s", v.state)
+	}
+	v.asks.Add(1) // under the lock: release waits for it from the moment the VM is gone
+	return nil
+}
+
+// losses answers once the VM has ended here.
+func (v *vm) losses(w http.ResponseWriter, r *http.Request) {
+	lost, e := parseLost(v.plan, v.node, r.URL.Query().Get("of"))
+	if e != nil {
+		writeError(w, e)
+		return
+	}
+	if e := v.ask(vmEnded); e != nil {
+		writeError(w, errorf(CodeState, "%s: what was lost is known when it has ended", e.Message))
+		return
+	}
+	defer v.asks.Done()
+	part, err := v.s.machine.Losses(r.Context(), lost)
+	if err != nil {
+		writeError(w, errorf(CodeFailed, "%s", err))
+		return
+	}
+	writeJSON(w, http.StatusOK, part)
 }
 
 func (v *vm) delete(w http.ResponseWriter, r *http.Request) {

@@ -58,6 +58,15 @@ type letter struct {
 	msg  wire.Message
 }
 
+// Who has the endpoint, and what drain needs, in hand. Whoever has something to send while the lane's thread sleeps takes
+// the endpoint from the table, sends by itself, and puts it back: that costs no more than to wake the thread, and saves
+// the message the time in which the thread wakes.
+const (
+	ofThread  uint32 = iota // the lane's thread is awake, or has not begun, or has ended
+	onTable                 // it sleeps
+	ofAnother               // it sleeps, or is about to wake and waits
+)
+
 // outbox is a ring of messages from one producer to the lane's thread. The producer alone writes entries and
 // tail, the lane's thread alone writes head; an entry is written before the tail that covers it.
 type outbox struct {
@@ -102,7 +111,7 @@ type Config struct {
 	CPU      int  // to pin the thread to, or -1
 }
 
-// Lane is one node's end. One thread owns the endpoint; vCPUs hand it messages through an outbox each, without a lock,
+// Lane is one node's end. One thread at a time has the endpoint; vCPUs hand it messages through an outbox each, without a lock,
 // and others share one.
 type Lane struct {
 	cfg Config
@@ -119,11 +128,11 @@ type Lane struct {
 	}
 	spare []letter // the lane's: shared.letters' other buffer
 
-	wake     int // eventfd that ends the thread's sleep
-	sleeping atomic.Bool
-	stopped  atomic.Bool
-	running  atomic.Bool // Start was called
-	done     chan struct{}
+	wake    int // eventfd that ends the thread's sleep
+	hands   atomic.Uint32
+	stopped atomic.Bool
+	running atomic.Bool // Start was called
+	done    chan struct{}
 
 	clock clock
 
@@ -229,12 +238,16 @@ func (l *Lane) run() {
 	}
 }
 
-// sleep waits for a message, an outbox, or the next clock sample. Whoever fills an outbox looks at sleeping
-// afterwards, and it is set here before the outboxes are looked at again: one of the two sees the other.
+// sleep waits for a message or the next clock sample, and leaves the endpoint to others meanwhile. Whoever fills an
+// outbox looks at the table afterwards, and the endpoint is there before the outboxes are looked at again: one of the
+// two sees the other.
 func (l *Lane) sleep(now time.Time) {
-	l.sleeping.Store(true)
-	defer l.sleeping.Store(false)
-	if l.waiting() || l.stopped.Load() || l.cfg.Endpoint.Arm() {
+	if l.cfg.Endpoint.Arm() {
+		return
+	}
+	l.hands.Store(onTable)
+	defer l.takeBack()
+	if l.waiting() || l.stopped.Load() {
 		return
 	}
 	fds := [...]unix.PollFd{
@@ -247,6 +260,13 @@ func (l *Lane) sleep(now time.Time) {
 	}
 	if fds[0].Revents != 0 {
 		drainEvent(l.wake)
+	}
+}
+
+// takeBack gives the lane's thread the endpoint again. Another may have it, for as long as it takes to send.
+func (l *Lane) takeBack() {
+	for !l.hands.CompareAndSwap(onTable, ofThread) {
+		runtime.Gosched()
 	}
 }
 
@@ -296,22 +316,26 @@ func (l *Lane) post(vcpu int, peer wire.NodeID, m *wire.Message) {
 		l.shared.letters = append(l.shared.letters, letter{peer, *m})
 		l.shared.some.Store(true)
 		l.shared.Unlock()
-		l.rouse()
+		l.deliver()
 		return
 	}
 	for !l.out[vcpu].push(peer, m) {
 		if l.stopped.Load() {
 			return
 		}
-		l.rouse()
+		l.deliver()
 		runtime.Gosched()
 	}
-	l.rouse()
+	l.deliver()
 }
 
-func (l *Lane) rouse() {
-	if l.sleeping.Load() && l.sleeping.CompareAndSwap(true, false) {
-		signal(l.wake)
+// deliver sends what the outboxes hold, if the lane's thread sleeps; otherwise it will. What somebody else puts there
+// meanwhile, and leaves to us, is seen when the endpoint is on the table again.
+func (l *Lane) deliver() {
+	for l.hands.Load() == onTable && l.waiting() && l.hands.CompareAndSwap(onTable, ofAnother) {
+		l.drain()
+		l.cfg.Endpoint.Flush()
+		l.hands.Store(onTable)
 	}
 }
 
@@ -345,6 +369,10 @@ const (
 	accessWrite = 1 << 8 // in Args[1], above the size
 	accessPort  = 1 << 9
 )
+
+// Waiting returns a number that tells the read for whose answer a local vCPU waits from others of that vCPU; 0: it
+// waits for none. Any thread.
+func (l *Lane) Waiting(vcpu int) uint32 { return l.waiters[vcpu].expect.Load() }
 
 // RemoteAccess performs an access of a local vCPU on the platform's node. Writes are posted: they need no
 // answer, and the queue pair keeps them in order with the reads that follow. A read blocks the vCPU's thread
@@ -472,7 +500,7 @@ func (l *Lane) ping(now time.Time) {
 // and the round trip of the best sample, in TSC ticks; half the round trip bounds the offset's error.
 func (l *Lane) SyncClock(ctx context.Context) (offset int64, roundTrip uint64, err error) {
 	l.clock.begin()
-	l.rouse()
+	l.deliver()
 	signal(l.wake) // the thread may be asleep without a deadline
 	select {
 	case <-l.clock.synced:

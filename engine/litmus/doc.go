@@ -22,6 +22,14 @@
 // both halves sees both. A locked access is atomic wherever it lies: "the integrity of a bus lock is not affected by
 // the alignment of the memory field" (SDM 3A, "Bus Locking").
 //
-// Tests run the shapes as guests, with the threads on different nodes and the variables on pages that these take from
-// each other, and hold every round against the model. The model itself stands on the standard library alone.
+// A [Judge] holds rounds against the model. They come from two kinds of guests, in which the threads are on different
+// nodes and the variables on pages that these take from each other; package x86 has the machine code of both:
+//
+//   - The tests of this package are guests without a kernel. Rounds begin by the clock, the host draws delays as long as
+//     page faults, and there is a storm on each node beside the threads.
+//   - The init of tools/demo is a process in Linux with a thread on each CPU, for servers with RDMA between them. Most
+//     rounds begin by the clock there, too, and delays are up to what a page took when the guest measured it.
+//
+// The simulator (engine/sim) holds simulated vCPUs against the same model, which itself stands on the standard library
+// alone.
 package litmus

@@ -1,4 +1,4 @@
-package litmus
+package litmus_test
 
 import (
 	"encoding/binary"
@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ironspan/engine/coherence"
+	"ironspan/engine/litmus"
+	"ironspan/engine/litmus/x86"
 	"ironspan/engine/nodetest"
 	"ironspan/kvmhost"
 )
@@ -54,11 +56,11 @@ var clusters = []cluster{
 	{"three nodes, tenure, storm", three, true, true, true},
 }
 
-// trials are all shapes at all placements where they make sense, or some of them. Shapes of two threads run on two nodes.
+// trials are all shapes at all placements where they make sense, or some of them. litmus.Shapes of two threads run on two nodes.
 func (c *cluster) trials(rng *rand.Rand) []trial {
 	var all []trial
-	for i := range Shapes {
-		s := &Shapes[i]
+	for i := range litmus.Shapes {
+		s := &litmus.Shapes[i]
 		if n := len(s.Threads); n > len(c.threads) || n == 2 && len(c.threads) > 2 {
 			continue
 		}
@@ -91,7 +93,7 @@ func TestGuests(t *testing.T) {
 	for i := range clusters {
 		c := &clusters[i]
 		t.Run(c.name, func(t *testing.T) {
-			found := &findings{shapes: map[string]*finding{}}
+			found := &findings{}
 			seed, end := *seedFlag, time.Now().Add(*longFlag)
 			for {
 				t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { c.run(t, seed, found) })
@@ -246,7 +248,7 @@ func drawDelays(rng *rand.Rand, memory [][]byte, trials []trial) {
 	for r := range last.first + last.rounds() {
 		tight := rng.IntN(4) == 0
 		for _, records := range memory {
-			for i := range MaxInstrs {
+			for i := range litmus.MaxInstrs {
 				var d uint32
 				switch {
 				case tight && i == 0:
@@ -276,11 +278,11 @@ func drawStorm(rng *rand.Rand, tables []byte, trials []trial) {
 }
 
 // outcome puts together what the threads know of a round. janitor is the thread that has the final values.
-func (x *trial) outcome(memory [][]byte, round, janitor int) (o Outcome, err error) {
+func (x *trial) outcome(memory [][]byte, round, janitor int) (o litmus.Outcome, err error) {
 	at := recordSize * (x.first + round)
-	value := func(thread, off int) (v Value) {
+	value := func(thread, off int) (v litmus.Value) {
 		word := binary.LittleEndian.Uint64(memory[thread][at+off:])
-		v, ok := decode(word, x.place.width)
+		v, ok := x86.Decode(word, x.place.width)
 		if !ok && err == nil {
 			err = fmt.Errorf("thread %d has %#x, which nobody stored", thread, word)
 		}
@@ -301,109 +303,32 @@ func (x *trial) outcome(memory [][]byte, round, janitor int) (o Outcome, err err
 
 // findings are what runs ended with.
 type findings struct {
-	shapes map[string]*finding
+	litmus.Judge
 	faults uint64
-}
-
-type finding struct {
-	shape   *Shape
-	rounds  int
-	allowed map[Outcome]bool // by the model, over all placements
-	serial  map[Outcome]bool
-	counts  map[Outcome]int
-}
-
-// serial is what becomes of a shape whose threads run one after the other, in any order. A round that ends otherwise
-// had threads in each other's way, which is what rounds are for.
-func serial(s *Shape) map[Outcome]bool {
-	ends := map[Outcome]bool{}
-	var run func(m state, left []int)
-	run = func(m state, left []int) {
-		if len(left) == 0 {
-			ends[m.Outcome] = true
-		}
-		for i, t := range left {
-			next := m
-			for _, in := range s.Threads[t] {
-				next = next.step(t, in, both)
-				for next.threads[t].n > 0 {
-					next = next.drain(t)
-				}
-			}
-			run(next, slices.Delete(slices.Clone(left), i, i+1))
-		}
-	}
-	threads := []int{0, 1, 2, 3}
-	run(state{}, threads[:len(s.Threads)])
-	return ends
 }
 
 // judge fails the test for each outcome that the model does not have.
 func (f *findings) judge(t *testing.T, memory [][]byte, trials []trial) {
 	for i := range trials {
 		x := &trials[i]
-		allowed := Outcomes(x.shape, x.place.split)
-		key := x.shape.Name
-		if x.place.split != (Split{}) {
-			key += " split"
-		}
-		is := f.shapes[key]
-		if is == nil {
-			is = &finding{shape: x.shape, allowed: map[Outcome]bool{}, serial: serial(x.shape), counts: map[Outcome]int{}}
-			f.shapes[key] = is
-		}
-		for o := range allowed {
-			is.allowed[o] = true
-		}
 		for round := range x.rounds() {
 			o, err := x.outcome(memory, round, (x.batch+round/x.place.instances)%len(memory))
-			switch {
-			case err != nil:
-				t.Errorf("%v; %s: round %d: %v", x.shape, x.place.name, round, err)
-			case !allowed[o]:
-				t.Errorf("%v; %s: round %d: %s is forbidden", x.shape, x.place.name, round, o.Describe(x.shape))
+			if err == nil {
+				err = f.Round(x.shape, x.place.split, o)
 			}
-			is.rounds++
-			is.counts[o]++
+			if err != nil {
+				t.Errorf("%v; %s: round %d: %v", x.shape, x.place.name, round, err)
+			}
 		}
 	}
 }
 
 func (f *findings) log(t *testing.T) {
 	var lines []string
-	all, interleaved := 0, 0
-	for name, is := range f.shapes {
-		all += is.rounds
-		for o, n := range is.counts {
-			if !is.serial[o] {
-				interleaved += n
-			}
-		}
-		lines = append(lines, fmt.Sprintf("%-20s %6d rounds, %d of %d allowed outcomes: %s", name, is.rounds, len(is.counts), len(is.allowed), is.histogram()))
+	for _, is := range f.Tallies() {
+		lines = append(lines, fmt.Sprintf("%-20s %6d rounds, %d of %d allowed outcomes: %s",
+			is.Name(), is.Rounds, is.Outcomes(), is.Allowed(), is.Histogram()))
 	}
-	slices.Sort(lines)
+	_, all, _, interleaved := f.Sum()
 	t.Logf("%d rounds, %d of them ended as no order of whole threads does, %d faults\n%s", all, interleaved, f.faults, strings.Join(lines, "\n"))
-}
-
-// histogram lists the commonest outcomes.
-func (is *finding) histogram() string {
-	const most = 6
-	var seen []Outcome
-	for o := range is.counts {
-		seen = append(seen, o)
-	}
-	slices.SortFunc(seen, func(a, b Outcome) int {
-		if d := is.counts[b] - is.counts[a]; d != 0 {
-			return d
-		}
-		return strings.Compare(a.Describe(is.shape), b.Describe(is.shape))
-	})
-	var parts []string
-	for _, o := range seen[:min(most, len(seen))] {
-		parts = append(parts, fmt.Sprintf("%d x %s", is.counts[o], o.Describe(is.shape)))
-	}
-	if len(seen) > most {
-		parts = append(parts, "...")
-	}
-	return strings.Join(parts, "; ")
 }

@@ -1,8 +1,10 @@
-package litmus
+package litmus_test
 
 import (
 	"fmt"
 
+	"ironspan/engine/litmus"
+	"ironspan/engine/litmus/x86"
 	"ironspan/engine/wire"
 	"ironspan/kvmhost/minivm"
 )
@@ -48,7 +50,7 @@ const (
 	recordSize = 64
 	recDelay   = 0 // 32 bits for each instruction: cycles, or nanoseconds of sleep if sleepBit is set
 	recRegs    = 16
-	recMem     = recRegs + 8*MaxInstrs
+	recMem     = recRegs + 8*litmus.MaxInstrs
 
 	sleepBit = 1 << 30
 )
@@ -57,11 +59,11 @@ const (
 // so that the threads run through them without having to meet.
 type placement struct {
 	name      string
-	at        [MaxVars]uint64 // of the first instance
-	stride    [MaxVars]int32
+	at        [litmus.MaxVars]uint64 // of the first instance
+	stride    [litmus.MaxVars]int32
 	instances int
 	width     int // bytes of an access: 8 or 4
-	split     Split
+	split     litmus.Split
 }
 
 func (p *placement) pages() (all []uint64) {
@@ -80,17 +82,9 @@ func (p *placement) pages() (all []uint64) {
 	return all
 }
 
-// fits leaves out locked instructions that would cross a cache line: these lock the host's bus. And those of 4 bytes,
-// for which the assembler has no use otherwise.
-func (p *placement) fits(s *Shape) bool {
-	crosses := p.width == 4
-	for v := range s.Vars() {
-		crosses = crosses || p.at[v]%64+uint64(p.width) > 64
-	}
-	return !s.Locked() || !crosses
-}
+func (p *placement) fits(s *litmus.Shape) bool { return x86.Fits(s, p.width, p.at) }
 
-func strides(n int32) [MaxVars]int32 { return [MaxVars]int32{n, n, n} }
+func strides(n int32) [litmus.MaxVars]int32 { return [litmus.MaxVars]int32{n, n, n} }
 
 const (
 	straddle = wire.PageSize - 4 // of 8 bytes, half on either page
@@ -99,24 +93,24 @@ const (
 
 // placements are made so that no two use the same page but for the first ones, which use one alone.
 var placements = []placement{
-	{"one line", [...]uint64{shared(0, 1), shared(0, 1) + 8, shared(0, 1) + 16}, strides(64), 32, 8, Split{}},
-	{"one page", [...]uint64{shared(0, 1), shared(0, 1) + 1024, shared(0, 1) + 2048}, strides(64), 16, 8, Split{}},
-	{"pages of one home", [...]uint64{shared(1, 1), shared(1, 2), shared(1, 3)}, strides(64), 32, 8, Split{}},
-	{"pages of two homes", [...]uint64{shared(0, 2), shared(1, 4), shared(0, 3)}, strides(64), 32, 8, Split{}},
+	{"one line", [...]uint64{shared(0, 1), shared(0, 1) + 8, shared(0, 1) + 16}, strides(64), 32, 8, litmus.Split{}},
+	{"one page", [...]uint64{shared(0, 1), shared(0, 1) + 1024, shared(0, 1) + 2048}, strides(64), 16, 8, litmus.Split{}},
+	{"pages of one home", [...]uint64{shared(1, 1), shared(1, 2), shared(1, 3)}, strides(64), 32, 8, litmus.Split{}},
+	{"pages of two homes", [...]uint64{shared(0, 2), shared(1, 4), shared(0, 3)}, strides(64), 32, 8, litmus.Split{}},
 	// Inside an aligned quadword, which is atomic on any x86.
-	{"4 bytes at odd words", [...]uint64{shared(0, 4) + 2, shared(1, 5) + 2, shared(0, 5) + 2}, strides(64), 32, 4, Split{}},
+	{"4 bytes at odd words", [...]uint64{shared(0, 4) + 2, shared(1, 5) + 2, shared(0, 5) + 2}, strides(64), 32, 4, litmus.Split{}},
 	// Inside a line, but across quadwords: atomic on Intel's processors, not promised on AMD's.
-	{"across quadwords", [...]uint64{shared(0, 6) + 4, shared(1, 6) + 4, shared(0, 7) + 4}, strides(64), 32, 8, Split{true, true, true}},
-	{"across lines", [...]uint64{shared(0, 8) + 60, shared(1, 7) + 60, shared(0, 9) + 60}, strides(64), 32, 8, Split{true, true, true}},
-	{"x across pages", [...]uint64{shared(0, 10) + straddle, shared(1, 8), shared(0, 30)}, [...]int32{twoPages, 64, 64}, 8, 8, Split{X: true}},
-	{"across pages", [...]uint64{shared(0, 31) + straddle, shared(1, 9) + straddle, shared(0, 47) + straddle}, strides(twoPages), 8, 8, Split{true, true, true}},
+	{"across quadwords", [...]uint64{shared(0, 6) + 4, shared(1, 6) + 4, shared(0, 7) + 4}, strides(64), 32, 8, litmus.Split{true, true, true}},
+	{"across lines", [...]uint64{shared(0, 8) + 60, shared(1, 7) + 60, shared(0, 9) + 60}, strides(64), 32, 8, litmus.Split{true, true, true}},
+	{"x across pages", [...]uint64{shared(0, 10) + straddle, shared(1, 8), shared(0, 30)}, [...]int32{twoPages, 64, 64}, 8, 8, litmus.Split{litmus.X: true}},
+	{"across pages", [...]uint64{shared(0, 31) + straddle, shared(1, 9) + straddle, shared(0, 47) + straddle}, strides(twoPages), 8, 8, litmus.Split{true, true, true}},
 	// The one place where two homes meet. Its pages lie outside the shared ones.
-	{"x across homes", [...]uint64{addr(1, 0) - 4, shared(1, 25), shared(0, 63)}, [...]int32{0, 64, 64}, 1, 8, Split{X: true}},
+	{"x across homes", [...]uint64{addr(1, 0) - 4, shared(1, 25), shared(0, 63)}, [...]int32{0, 64, 64}, 1, 8, litmus.Split{litmus.X: true}},
 }
 
 // trial is a shape at a placement: a part of the program.
 type trial struct {
-	shape   *Shape
+	shape   *litmus.Shape
 	place   *placement
 	batches int
 	first   int // of its records
@@ -125,28 +119,14 @@ type trial struct {
 
 func (x *trial) rounds() int { return x.batches * x.place.instances }
 
-// encode is a value as a word of the width.
-func encode(v Value, width int) uint64 { return uint64(v.Lo) | uint64(v.Hi)<<(4*width) }
-
-// decode is the inverse. What the shape cannot have stored is no value.
-func decode(word uint64, width int) (Value, bool) {
-	v := Value{uint8(word), uint8(word >> (4 * width))}
-	return v, encode(v, width) == word
-}
-
-// Registers of a thread's program. The i-th instruction has values[i], the variables have vars.
+// Registers of a thread's program, besides those of package x86.
 const (
-	delay, aside, word = minivm.RCX, minivm.RDX, minivm.RAX
+	delay, aside, word = minivm.RCX, minivm.RDX, x86.Scratch
 	left, batches      = minivm.RDI, minivm.R12
 	record             = minivm.R13
 	head               = minivm.R14
 	turn               = minivm.R15 // batches until this thread is the janitor
 	slot               = minivm.R11 // when the next round begins
-)
-
-var (
-	values = [MaxInstrs]minivm.Reg{minivm.R8, minivm.R9, minivm.R10}
-	vars   = [MaxVars]minivm.Reg{minivm.RBX, minivm.RBP, minivm.RSI}
 )
 
 // writer assembles a thread's program.
@@ -193,12 +173,12 @@ func (w *writer) meet() { w.Out8(meetPort) }
 // instances does something with each instance and its record.
 func (w *writer) instances(x *trial, do func()) {
 	again := w.label("instance")
-	for v, r := range vars {
+	for v, r := range x86.Vars {
 		w.MovImm(r, x.place.at[v])
 	}
 	w.MovImm(left, uint64(x.place.instances)).Label(again)
 	do()
-	for v, r := range vars {
+	for v, r := range x86.Vars {
 		w.AddImm(r, x.place.stride[v])
 	}
 	w.AddImm(record, recordSize).Dec(left).Jcc(minivm.NotEqual, again)
@@ -209,70 +189,28 @@ func (w *writer) round(x *trial) {
 	if w.me >= len(x.shape.Threads) {
 		return
 	}
-	code, width := x.shape.Threads[w.me], x.place.width
-	for i, in := range code {
-		w.MovImm(values[i], encode(in.Value, width))
-	}
+	thread := x86.Thread{Code: x.shape.Threads[w.me], Width: x.place.width}
+	thread.Constants(w.Asm)
 	early, near := w.label("early"), w.label("near")
 	w.Label(early).Rdtsc().AddImm(word, nearCycles).Cmp(word, slot).Jcc(minivm.AboveEqual, near)
 	w.MovImm(word, napNs).Out32(sleepPort).Jmp(early)
 	w.Label(near).Rdtsc().Cmp(word, slot).Jcc(minivm.Below, near).AddImm(slot, slotCycles)
-	for i, in := range code {
+	for i := range thread.Code {
 		spin, waited := w.label("spin"), w.label("waited")
 		w.Load32(delay, record, int32(recDelay+4*i)).CmpImm(delay, 0).Jcc(minivm.Equal, waited)
 		w.CmpImm(delay, sleepBit).Jcc(minivm.Below, spin).Mov(word, delay).Out32(sleepPort).Jmp(waited)
 		w.Label(spin).Dec(delay).Jcc(minivm.NotEqual, spin).Label(waited)
-		w.instr(in, values[i], width)
+		thread.Instr(w.Asm, i)
 	}
-	for i, in := range code {
-		if in.Op.Reads() {
-			w.Store(record, int32(recRegs+8*i), values[i])
-		}
-	}
-}
-
-func (w *writer) instr(in Instr, value minivm.Reg, width int) {
-	at := vars[in.Var]
-	switch in.Op {
-	case Store:
-		w.put(at, value, width)
-	case Load:
-		w.get(value, at, 0, width)
-	case Mfence:
-		w.Mfence()
-	case Inc:
-		w.LockInc(at, 0)
-	case Xadd:
-		w.LockXadd(at, 0, value)
-	case Xchg:
-		w.Xchg(at, 0, value)
-	case Cmpxchg:
-		w.MovImm(word, encode(in.Expect, width)).LockCmpxchg(at, 0, value).Mov(value, word)
-	}
-}
-
-func (w *writer) put(at, value minivm.Reg, width int) {
-	if width == 4 {
-		w.Store32(at, 0, value)
-	} else {
-		w.Store(at, 0, value)
-	}
-}
-
-func (w *writer) get(value, at minivm.Reg, disp int32, width int) {
-	if width == 4 {
-		w.Load32(value, at, disp)
-	} else {
-		w.Load(value, at, disp)
-	}
+	thread.Results(w.Asm, record, recRegs)
 }
 
 func (w *writer) clean(x *trial) {
 	w.MovImm(word, 0)
 	for v := range x.shape.Vars() {
-		w.get(values[0], vars[v], 0, x.place.width)
-		w.Store(record, int32(recMem+8*v), values[0])
-		w.put(vars[v], word, x.place.width)
+		x86.Get(w.Asm, x86.Values[0], x86.Vars[v], x.place.width)
+		w.Store(record, int32(recMem+8*v), x86.Values[0])
+		x86.Put(w.Asm, x86.Vars[v], word, x.place.width)
 	}
 }
 

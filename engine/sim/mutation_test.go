@@ -10,8 +10,11 @@ import (
 	"testing"
 )
 
-// mutants are bugs put into engine/coherence, each by replacing the one place in a file where old stands.
-var mutants = []struct{ name, file, old, new string }{
+// mutant is a bug that is put in by replacing the one place in a file of engine/coherence where old stands.
+type mutant struct{ name, file, old, new string }
+
+// mutants are for TestSim to find.
+var mutants = []mutant{
 	{
 		"requester does not wait for acknowledgements", "requester.go",
 		"if r.got&need == need {", "if true {",
@@ -129,7 +132,7 @@ var mutants = []struct{ name, file, old, new string }{
 	},
 	{
 		"nothing is given back before all frames are taken, and then nothing is", "evict.go",
-		"for c.draining && c.putting < c.most && len(a.free) > 0 {", "for c.draining && c.frames < c.limit && c.putting < c.most && len(a.free) > 0 {",
+		"for c.draining && c.putting < c.most && a.free.n > 0 {", "for c.draining && c.frames < c.limit && c.putting < c.most && a.free.n > 0 {",
 	},
 	{
 		"tenure without a bound", "tenure.go",
@@ -137,8 +140,99 @@ var mutants = []struct{ name, file, old, new string }{
 	},
 }
 
-// TestMutants puts one bug after the other into the protocol and runs TestSim on it, which has to fail. It
-// says how many of TestSim's seeds that took.
+// mutantsOf are for other tests to find. Those of the judges run with the simulator's own checks switched off.
+var mutantsOf = []struct {
+	test string
+	mutant
+}{
+	{"TestHistories", mutant{
+		"porcupine: requester does not wait for acknowledgements", "requester.go",
+		"if r.got&need == need {", "if true {",
+	}},
+	{"TestHistories", mutant{
+		"porcupine: home does not wait for the write-back", "home.go",
+		"\te.bits &^= busy\n\ta.advance(now, i, e)", "\te.bits &^= busy | writeBack\n\ta.advance(now, i, e)",
+	}},
+	{"TestHistories", mutant{
+		"porcupine: node goes on reading a page after its invalidation", "../sim/node.go",
+		"\t\tn.guest[a.Page] = wire.None\n", "\t\tn.guest[a.Page] = wire.None\nif n.isHome(a.Page) {\nn.guest[a.Page] = wire.Shared\n}\n",
+	}},
+	{"TestHistories", mutant{
+		"porcupine: page installed before it has landed", "../sim/node.go",
+		"\t\tc.transmit(n.id, int(a.Peer), land)\n", "\t\tdefer c.transmit(n.id, int(a.Peer), land)\n",
+	}},
+	{"TestLitmusBlind", mutant{
+		"x86-TSO: requester does not wait for acknowledgements", "requester.go",
+		"if r.got&need == need {", "if true {",
+	}},
+	{"TestLitmusBlind", mutant{
+		"x86-TSO: node goes on reading a page after its invalidation", "../sim/node.go",
+		"\t\tn.guest[a.Page] = wire.None\n", "\t\tn.guest[a.Page] = wire.None\nif n.isHome(a.Page) {\nn.guest[a.Page] = wire.Shared\n}\n",
+	}},
+	{"TestLitmusBlind", mutant{
+		"x86-TSO: stores stay in their buffers when the right goes", "../sim/litmus.go",
+		"\tif c.trial == nil {\n", "\tif !n.stopped {\n",
+	}},
+	{"TestLitmusBlind", mutant{
+		"x86-TSO: stores retire in any order", "../sim/litmus.go",
+		"\tc.retired(n, t.buffer[0])\n", "\tt.buffer[0], t.buffer[len(t.buffer)-1] = t.buffer[len(t.buffer)-1], t.buffer[0]\nc.retired(n, t.buffer[0])\n",
+	}},
+	{"TestFailures", mutant{
+		"failure: what comes after a lost packet arrives", "../sim/failure.go",
+		"l.broken && e.nth > l.last {", "l.broken && e.nth == l.last+1 {",
+	}},
+	{"TestFailures", mutant{
+		"failure: a node is told of no failure but its own", "../sim/failure.go",
+		"\tfor _, m := range c.nodes {\n\t\tc.plan(", "\tfor _, m := range c.nodes[n.id:n.id+1] {\n\t\tc.plan(",
+	}},
+	{"TestFailures", mutant{
+		"losses: a lost node's pages that others read are not kept", "loss.go",
+		"if p.mode != wire.None {\n\t\treturn Kept", "if p.mode == wire.Modified {\n\t\treturn Kept",
+	}},
+	{"TestFailures", mutant{
+		"losses: what is asked for counts as kept", "loss.go",
+		"r.granted && r.carried != 0 {", "r.txn != 0 {",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node owned counts as safe", "loss.go",
+		"case !e.is(shared) && gone(e.owner):", "case false:",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node read counts as lost", "loss.go",
+		"case !e.is(shared) && gone(e.owner):", "case e.sharers&lost != 0 || gone(e.owner):",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node was about to write counts as safe", "loss.go",
+		"if r.kind != wire.Put && gone(r.requester) {", "if false {",
+	}},
+	{"TestFailures", mutant{
+		"losses: what was about to be given back counts as safe", "loss.go",
+		"\t\treturn Uncertain // it may have been written back, but", "\t\treturn 0 // it may have been written back, but",
+	}},
+	{"TestFailures", mutant{
+		"losses: what a lost node was about to let others read counts as safe", "loss.go",
+		"if gone(e.owner) && (e.is(writeBack) || r.requester == a.self) {", "if false {",
+	}},
+	{"TestFailures", mutant{
+		"losses: what was between two nodes counts as safe", "loss.go",
+		"return Uncertain // it is at one of them", "return 0 // it is at one of them",
+	}},
+	{"TestFailures", mutant{
+		"losses: what was between two nodes counts as lost", "loss.go",
+		"return Uncertain // it is at one of them", "return Lost // it is at one of them",
+	}},
+	{"TestSim", mutant{
+		"sets of nodes have room for 32", "agent.go",
+		"func bit(n wire.NodeID) uint64 { return 1 << n }", "func bit(n wire.NodeID) uint64 { return 1 << (n % 32) }",
+	}},
+	{"TestSim", mutant{
+		"home thinks that who gave its page back still owns it", "home.go",
+		"\t\tif e.owner == r.requester {\n\t\t\te.bits |= shared\n\t\t\te.sharers = 0\n", "\t\tif e.owner == r.requester {\n\t\t\te.bits |= shared\n\t\t\te.sharers = bit(r.requester)\n",
+	}},
+}
+
+// TestMutants puts one bug after the other into the protocol, or into the simulator, and runs the test on it that has to
+// find it. It says which seed that took.
 func TestMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package once for each mutant")
@@ -151,37 +245,45 @@ func TestMutants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := regexp.MustCompile(`seed (\d+): (.*)`)
 	for _, m := range mutants {
-		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
-			path := filepath.Join(rooms, m.file)
-			src, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if n := strings.Count(string(src), m.old); n != 1 {
-				t.Fatalf("%q stands %d times in %s: the mutant has to be adapted", m.old, n, m.file)
-			}
-			dir := t.TempDir()
-			mutant := filepath.Join(dir, m.file)
-			if err := os.WriteFile(mutant, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			overlay, err := json.Marshal(map[string]map[string]string{"Replace": {path: mutant}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			list := filepath.Join(dir, "overlay.json")
-			if err := os.WriteFile(list, overlay, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.Command(goTool, "test", "-overlay", list, "-vet=off", "-count=1", "-timeout=120s", "-run=^TestSim$", ".", "-seeds=99")
-			out, err := cmd.CombinedOutput()
-			hit := found.FindSubmatch(out)
-			if err == nil || hit == nil {
-				t.Fatalf("not found (%v):\n%s", err, out)
-			}
-			t.Logf("seed %s: %s", hit[1], hit[2])
-		})
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) { m.hunt(t, goTool, rooms, "TestSim") })
 	}
+	for _, m := range mutantsOf {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) { m.hunt(t, goTool, rooms, m.test) })
+	}
+}
+
+var found = regexp.MustCompile(`seed (\d+): (.*)`)
+
+// hunt runs a test on the mutant, which has to fail.
+func (m *mutant) hunt(t *testing.T, goTool, rooms, test string) {
+	t.Parallel()
+	path := filepath.Join(rooms, m.file)
+	src, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(src), m.old); n != 1 {
+		t.Fatalf("%q stands %d times in %s: the mutant has to be adapted", m.old, n, m.file)
+	}
+	dir := t.TempDir()
+	mutated := filepath.Join(dir, filepath.Base(m.file))
+	if err := os.WriteFile(mutated, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {path: mutated}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(list, overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(goTool, "test", "-overlay", list, "-vet=off", "-count=1", "-timeout=120s", "-run=^"+test+"$", ".", "-seeds=99")
+	out, err := cmd.CombinedOutput()
+	hit := found.FindSubmatch(out)
+	if err == nil || hit == nil {
+		t.Fatalf("not found (%v):\n%s", err, out)
+	}
+	t.Logf("seed %s: %s", hit[1], hit[2])
 }

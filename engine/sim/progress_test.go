@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -131,7 +132,8 @@ func TestCosts(t *testing.T) {
 	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = 4, 2, 2000, 8
 	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
 	cfg.ReadAsWrite, cfg.WalksWrite, cfg.Migratory, cfg.Prefetch = false, false, false, 0
-	cfg.Zeros, cfg.Evict, cfg.Cache = 0, 0, 0
+	cfg.Zeros, cfg.Evict, cfg.Cache = 0, 0.02, 0
+	cfg.Crash, cfg.Break = nil, nil
 	cfg.Tenure = coherence.Tenure{}
 	cfg.Homes = nil
 	for n := range cfg.Nodes {
@@ -151,6 +153,12 @@ func TestCosts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for i, k := range r.Kinds.Add(nil).Add(r.Kinds) {
+		one := r.Kinds[i]
+		if k.Count != 2*one.Count || math.Abs(k.Messages-one.Messages) > 1e-9 || k.MaxHops != one.MaxHops {
+			t.Errorf("twice the same is %+v, once is %+v", k, one)
+		}
+	}
 	most := map[string]struct {
 		messages float64
 		hops     int
@@ -161,6 +169,7 @@ func TestCosts(t *testing.T) {
 		"Upgrade, no data, from home": {2, 2}, "Upgrade, no data, sharers": {7, 3},
 		"Upgrade, lost its copy, from owner": {4, 3}, "Upgrade, lost its copy, sharers": {7, 3},
 		"Upgrade, lost its copy, from home": {2, 2},
+		"Put, by owner":                     {3, 3}, "Put, by sharer": {3, 3}, "Put, too late": {2, 2},
 	}
 	const rare = "Upgrade, lost its copy, sharers" // somebody reads between the writer it lost to and itself
 	seen := map[string]bool{}

@@ -10,17 +10,37 @@ import (
 	"ironspan/engine/wire"
 )
 
-// Kinds says what transactions cost, by kind.
+// Kinds says what transactions cost, by kind, in the order of their names.
 type Kinds []Kind
 
-// Kind is one sort of transaction, named by what was asked and who answered.
+// Kind is one sort of transaction, named by what was asked and who answered. A Put ends where the home has the page, or
+// knows that it is not held any more.
 type Kind struct {
-	Name     string
-	Count    int
-	Messages float64 // sent to other nodes, mean
-	Pages    float64 // of these, with a page before them, mean
-	Hops     float64 // messages one after the other until the requester has the page, mean
-	MaxHops  int
+	Name     string  `json:"name"`
+	Count    int     `json:"count"`
+	Messages float64 `json:"messages"` // sent to other nodes, mean
+	Pages    float64 `json:"pages"`    // of these, with a page before them, mean
+	Hops     float64 `json:"hops"`     // messages one after the other until the requester has the page, mean
+	MaxHops  int     `json:"max_hops"`
+}
+
+// Add is what the transactions of both cost together.
+func (k Kinds) Add(more Kinds) Kinds {
+	sum := slices.Clone(k)
+	for _, x := range more {
+		i, found := slices.BinarySearchFunc(sum, x.Name, func(y Kind, name string) int { return cmp.Compare(y.Name, name) })
+		if !found {
+			sum = slices.Insert(sum, i, x)
+			continue
+		}
+		y := &sum[i]
+		n, m := float64(y.Count), float64(x.Count)
+		mean := func(a, b float64) float64 { return (a*n + b*m) / (n + m) }
+		y.Messages, y.Pages, y.Hops = mean(y.Messages, x.Messages), mean(y.Pages, x.Pages), mean(y.Hops, x.Hops)
+		y.Count += x.Count
+		y.MaxHops = max(y.MaxHops, x.MaxHops)
+	}
+	return sum
 }
 
 // Write writes the table.
@@ -59,7 +79,8 @@ type cost struct {
 	messages, pages, forwards, invalidations int
 	chain                                    int
 	bare, served                             bool
-	depth                                    [wire.MaxNodes]int // longest chain of messages that has reached a node
+	gave                                     wire.Mode            // Put: what the requester gives back
+	depth                                    [wire.MaxNodes]uint8 // longest chain of messages that has reached a node
 }
 
 func (c *costs) of(m *wire.Message) *cost {
@@ -86,16 +107,25 @@ func (c *costs) sent(from int, m *wire.Message) (chain int) {
 	case wire.Grant:
 		x.granter = from
 		x.bare = m.Flags == 0
+	case wire.PutAck:
+		x.gave = m.Mode
 	}
 	if m.Flags&wire.FlagData != 0 {
 		x.pages++
 	}
-	return x.depth[from] + 1
+	return int(x.depth[from]) + 1
 }
 
 func (c *costs) received(at int, m *wire.Message, chain int) {
-	if x := c.of(m); !x.served {
-		x.depth[at] = max(x.depth[at], chain)
+	x := c.of(m)
+	if x.served {
+		return
+	}
+	x.depth[at] = max(x.depth[at], uint8(chain))
+	over := m.Kind == wire.WriteBack || m.Kind == wire.Done || m.Kind == wire.PutAck && m.Mode == wire.None
+	if x.asked == wire.Put && over {
+		x.served = true
+		x.chain = chain
 	}
 }
 
@@ -103,12 +133,15 @@ func (c *costs) received(at int, m *wire.Message, chain int) {
 func (c *costs) served(node int, page wire.PFN) {
 	if x := c.now[askKey{wire.NodeID(node), page}]; x != nil && !x.served {
 		x.served = true
-		x.chain = x.depth[node]
+		x.chain = int(x.depth[node])
 	}
 }
 
 func (x *cost) name() string {
 	asked := x.asked.String()
+	if x.asked == wire.Put {
+		return asked + [...]string{wire.None: ", too late", wire.Shared: ", by sharer", wire.Modified: ", by owner"}[x.gave]
+	}
 	if x.first == x.requester && x.asked > wire.Upgrade { // the home itself asked
 		switch x.asked {
 		case wire.FwdGetS:

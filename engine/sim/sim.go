@@ -1,12 +1,17 @@
 // Package sim drives a cluster of coherence.Agents, the same objects that serve a real VM, through seeded
 // random runs, and checks after every step what must always hold.
 //
-// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair
-// and FIFO like a queue pair, whose random latencies let messages of different pairs overtake each other at
-// will. Each node performs its agent's actions as a driver would, with a page's bytes standing in as one
-// word: guest mappings, home frames, cached frames, receive slots, one-sided writes that land before the
-// message behind them. Virtual CPUs read and write at random, fault where their mapping does not let them,
-// and refault when they are woken; their fault events can be stale by the time the agent sees them.
+// A run is a discrete-event simulation on one goroutine. Nodes are joined by links, one for each ordered pair and FIFO
+// like a queue pair, whose random latencies let messages of different pairs overtake each other at will. Each node
+// performs its agent's actions as a driver would, with a page's bytes standing in as one word: guest mappings, home
+// frames, cached frames, receive slots, one-sided writes that land before the message behind them. Virtual CPUs read
+// and write at random, fault where their mapping does not let them, and refault when they are woken; their fault events
+// can be stale by the time the agent sees them. Nodes crash and queue pairs break with packets on them, which ends the
+// VM: until then, and afterwards, nobody may read anything wrong.
+//
+// The simulator knows what each read has to see, and checks that. Two judges do not know, and see nothing but what
+// vCPUs did: porcupine looks for an order of each page's accesses (History), and engine/litmus says which outcomes
+// x86-TSO lets small programs have, which some vCPUs run, with store buffers or without (Litmus).
 //
 // Everything that is random comes from the seed, so a failed run is replayed by its seed.
 package sim
@@ -52,15 +57,34 @@ type Config struct {
 	Workload Workload
 	Zeros    float64 // share of the writes that leave a page of zeros
 
-	// A message takes Latency[0] to Latency[1]; a fault takes FaultLatency to get to its agent, and a vCPU
-	// the same to get going again.
+	// A packet takes a time about Latency, as Spread has it. A fault takes up to FaultLatency to get to its agent, and a
+	// vCPU the same to get going again. An agent takes Service for each input, and takes them one at a time.
 	Latency      [2]time.Duration
+	Spread       Spread
 	FaultLatency time.Duration
+	Service      time.Duration
 	Clogged      float64       // share of the links that are ten times slower
+	Slow         float64       // share of the nodes where everything takes SlowBy times as long
+	SlowBy       int           // 0: 1
 	Idle         float64       // share of the messages upon which the node's vCPUs count as halted, or as running again
 	Evict        float64       // share of the messages upon which the node gives back a page, any one
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
+
+	// History has porcupine judge the vCPUs' accesses, for which there should not be too many on a page at a time.
+	History bool
+
+	// Litmus, if not nil, has some of the vCPUs run threads that tell memory models apart.
+	Litmus *Litmus
+
+	// blind switches off what the simulator checks with its own knowledge, for tests of the judges that have none.
+	blind bool
+
+	// What fails. From the failure until each end of a broken link learns of it, and from the first to learn until
+	// each node has stopped its vCPUs, it takes Detect[0] to Detect[1].
+	Crash  []Crash
+	Break  []Break
+	Detect [2]time.Duration
 }
 
 // Result is what a run did.
@@ -73,28 +97,45 @@ type Result struct {
 	Kinds    Kinds         // what the transactions cost
 	Stats    []coherence.Stats
 	HotPages []coherence.HotPage // up to 32 of each home
+
+	Histories Histories
+	Outcomes  *Outcomes // of Litmus
+	Failed    bool      // somebody noticed a failure, which ended the VM
+	Aftermath Aftermath
 }
 
 // cluster is a run.
 type cluster struct {
-	cfg    Config
-	rng    *rand.Rand
-	now    int64
-	queue  events
-	seq    uint64
-	nodes  []*node
-	links  [][]link
-	truth  map[wire.PFN]uint64 // what a read of the page has to see
-	last   uint64              // last value written
-	busy   int                 // vCPUs that are not done
-	costs  costs
-	result Result
-	err    error
+	cfg     Config
+	rng     *rand.Rand
+	now     int64
+	queue   events
+	seq     uint64
+	nodes   []*node
+	links   [][]link // from, to
+	homes   []*node  // by page
+	truth   []uint64 // by page: what a read of it has to see
+	last    uint64   // last value written
+	busy    int      // vCPUs that are not done
+	history history  // if wanted
+	trial   *trial   // likewise
+	failed  bool     // something has failed: the VM is about to end, or has
+	ending  bool     // and somebody knows
+	costs   costs
+	result  Result
+	err     error
 }
 
 type link struct {
 	arrival int64 // of the last packet: no later one arrives before
 	slow    int64
+
+	sent, arrived uint64 // packets
+	doomed        bool   // breaks over the next packet
+	broken        bool   // nothing is sent any more
+	deaf          bool   // the receiver knows: nothing arrives any more
+	last          uint64 // if broken: the packet after which all are lost
+	torn          bool   // if broken: of the first that is lost, a part lands
 }
 
 // event is something that happens at a time. Exactly one of the fields below node is meant, by what.
@@ -107,8 +148,10 @@ type event struct {
 	page  wire.PFN
 	flag  bool   // fault: write; land: into the home frame
 	slot  uint32 // land
+	peer  int    // land, message: who sent it; learn: who is lost
+	nth   uint64 // land, message: packet of its link
 	val   uint64 // land
-	from  *node  // land: whose home frame is read only now
+	late  bool   // land: the peer's home frame is read only now
 	msg   wire.Message
 	chain int // messages of its transaction that led to this one, itself included
 }
@@ -121,13 +164,24 @@ const (
 	evLand                // a one-sided write arrives
 	evMessage             // a message arrives
 	evTick                // the agent's deadline
+	evRetire              // a store leaves its buffer, perhaps
+	evServe               // the agent takes the next input
+	evCrash
+	evBreak
+	evLearn // a node learns that it has lost a peer
+	evStop  // a node's vCPUs stop for good
 )
 
 // Run does what cfg says. An error is a violation of an invariant.
 func Run(cfg Config) (*Result, error) {
 	c := &cluster{
-		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x1f0a5)), truth: map[wire.PFN]uint64{},
+		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x1f0a5)),
 		costs: costs{open: map[costKey]*cost{}, now: map[askKey]*cost{}},
+	}
+	c.truth = make([]uint64, cfg.Homes[cfg.Nodes-1].Last)
+	c.homes = make([]*node, len(c.truth))
+	if cfg.History {
+		c.history = make(history, len(c.truth))
 	}
 	for n := range cfg.Nodes {
 		if err := c.addNode(n); err != nil {
@@ -139,11 +193,15 @@ func Run(cfg Config) (*Result, error) {
 		for i := range row {
 			row[i].slow = 1
 			if c.rng.Float64() < cfg.Clogged {
-				row[i].slow = 10
+				row[i].slow = cloggedBy
 			}
 		}
 		c.links = append(c.links, row)
 	}
+	if cfg.Litmus != nil {
+		c.addTrial()
+	}
+	c.planFailures()
 	c.loop()
 	c.result.Time = time.Duration(c.now)
 	for _, n := range c.nodes {
@@ -156,6 +214,10 @@ func Run(cfg Config) (*Result, error) {
 		c.result.HotPages = n.agent.HotPages(c.result.HotPages, 32)
 	}
 	c.result.Kinds = c.costs.sum()
+	c.result.Failed = c.ending
+	if c.err == nil {
+		c.result.Histories, c.err = c.history.judge()
+	}
 	if c.err != nil {
 		return &c.result, fmt.Errorf("sim: at %v, event %d: %w", time.Duration(c.now), c.result.Events, c.err)
 	}
@@ -170,11 +232,15 @@ func (c *cluster) loop() {
 	for c.err == nil {
 		e, ok := c.queue.pop()
 		if !ok {
-			c.checkAtRest()
+			if c.failed {
+				c.afterLoss()
+			} else {
+				c.checkAtRest()
+			}
 			return
 		}
 		if e.at > deadline {
-			if c.cfg.Ops > 0 {
+			if c.cfg.Ops > 0 || c.failed {
 				c.fail("%d vcpus are not done at the deadline: live-lock", c.busy)
 			}
 			return
@@ -182,27 +248,78 @@ func (c *cluster) loop() {
 		c.now = e.at
 		c.result.Events++
 		n := c.nodes[e.node]
+		if n.crashed {
+			continue
+		}
 		switch e.what {
 		case evRun:
-			c.run(n, e.vcpu)
-		case evFault:
-			c.fault(n, e.page, e.flag)
+			if !n.stopped {
+				c.run(n, e.vcpu)
+			}
 		case evLand:
-			c.land(n, &e)
+			c.landed(n, &e)
 		case evMessage:
-			c.message(n, &e.msg, e.chain)
-		case evTick:
-			n.tickAt = math.MaxInt64
-			n.agent.Tick(c.now)
-			c.perform(n)
+			if c.arrives(&e) {
+				c.input(n, &e)
+			}
+		case evFault, evTick:
+			c.input(n, &e)
+		case evServe:
+			c.serve(n)
+		case evCrash:
+			c.crash(n)
+		case evBreak:
+			c.breakUnderWay(n.id, e.peer)
+		case evLearn:
+			c.learn(n, e.peer)
+		case evRetire:
+			c.retire(n, e.vcpu)
+		case evStop:
+			c.drainNode(n)
+			n.stopped = true
 		}
 	}
 }
 
-// fail notes the first violation.
+// fail notes the first violation that the simulator itself sees.
 func (c *cluster) fail(format string, args ...any) {
-	if c.err == nil {
+	if c.err == nil && !c.cfg.blind {
 		c.err = fmt.Errorf(format, args...)
+	}
+}
+
+// input gives an agent something to do: at once, or in its turn if that takes time.
+func (c *cluster) input(n *node, e *event) {
+	if c.cfg.Service == 0 {
+		c.take(n, e)
+		return
+	}
+	if n.inbox = append(n.inbox, *e); len(n.inbox) == 1 {
+		c.plan(int64(c.cfg.Service)*n.slow, event{what: evServe, node: n.id})
+	}
+}
+
+// serve ends an agent's work at the first input, and begins that at the next.
+func (c *cluster) serve(n *node) {
+	e := n.inbox[0]
+	if n.inbox = n.inbox[1:]; len(n.inbox) > 0 {
+		c.plan(int64(c.cfg.Service)*n.slow, event{what: evServe, node: n.id})
+	}
+	if e.what != evMessage || !c.links[e.peer][n.id].deaf {
+		c.take(n, &e)
+	}
+}
+
+func (c *cluster) take(n *node, e *event) {
+	switch e.what {
+	case evFault:
+		c.fault(n, e.page, e.flag)
+	case evMessage:
+		c.message(n, &e.msg, e.chain)
+	case evTick:
+		n.tickAt = math.MaxInt64
+		n.agent.Tick(c.now)
+		c.perform(n)
 	}
 }
 
@@ -221,14 +338,28 @@ func (c *cluster) plan(delay int64, e event) {
 	c.queue.push(e)
 }
 
-// transmit puts a packet on a link: it arrives in its time, but not before the one before it.
+// transmit puts a packet on a link: it arrives in its time, and a message not before the one before it.
 func (c *cluster) transmit(from, to int, e event) {
 	l := &c.links[from][to]
-	at := max(c.now+c.between(c.cfg.Latency[0], c.cfg.Latency[1])*l.slow, l.arrival)
+	if l.broken {
+		return
+	}
+	l.sent++
+	e.peer, e.nth = from, l.sent
+	at := max(c.now+c.latency()*l.slow, l.arrival)
 	l.arrival = at
+	if l.doomed {
+		c.plan(c.rng.Int64N(at-c.now+1), event{what: evBreak, node: from, peer: to})
+	}
 	e.node = to
+	if e.what == evLand { // a page does not wait for the messages before it: see package fabric, Ordering
+		at = c.now + c.rng.Int64N(at-c.now+1)
+	}
 	c.plan(at-c.now, e)
 }
+
+// pace is a random time from lo to hi, as the node goes.
+func (c *cluster) pace(n *node, lo, hi time.Duration) int64 { return c.between(lo, hi) * n.slow }
 
 // events is a heap by time and order of planning.
 type events []event

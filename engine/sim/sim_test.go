@@ -27,10 +27,22 @@ func TestSim(t *testing.T) {
 	}
 	var events, faults, ops int
 	total := coherence.Stats{}
+	var large, failed, judged, unknown, rounds uint64
 	for seed := first; seed <= last; seed++ {
 		r, err := Run(Random(seed))
 		if err != nil {
 			t.Fatalf("seed %d: %v (replay with -seed %d)", seed, err, seed)
+		}
+		if len(r.Ops) > 16 {
+			large++
+		}
+		if r.Failed {
+			failed++
+		}
+		judged += uint64(r.Histories.Accesses)
+		unknown += uint64(r.Histories.Unknown)
+		if r.Outcomes != nil {
+			rounds += uint64(r.Outcomes.Rounds)
 		}
 		events += r.Events
 		faults += r.Faults
@@ -54,6 +66,9 @@ func TestSim(t *testing.T) {
 			total.EvictionsLost += s.EvictionsLost
 		}
 	}
+	if unknown > 0 {
+		t.Errorf("porcupine reached no verdict on %d pages", unknown)
+	}
 	t.Logf("%d seeds, %d events, %d accesses, %d faults", last-first+1, events, ops, faults)
 	for _, x := range []struct {
 		what string
@@ -65,6 +80,8 @@ func TestSim(t *testing.T) {
 		{"zero pages", total.ZeroGrants}, {"queued requests", total.Queued},
 		{"waits for frames", total.FrameWaits}, {"clean evictions", total.EvictionsClean},
 		{"dirty evictions", total.EvictionsDirty}, {"evictions that came too late", total.EvictionsLost},
+		{"clusters of more than 16 nodes", large}, {"failures", failed},
+		{"accesses that porcupine judged", judged}, {"litmus rounds", rounds},
 	} {
 		t.Logf("%8d %s", x.n, x.what)
 		if x.n == 0 && *seedFlag == 0 && *seedsFlag >= 99 {
@@ -73,36 +90,47 @@ func TestSim(t *testing.T) {
 	}
 }
 
-// TestManyNodes has as many nodes as a VM can have, all after the same few pages.
+// TestManyNodes has as many nodes as a VM can have, all after the same few pages; and after thousands, with more of
+// them than a node may cache.
 func TestManyNodes(t *testing.T) {
-	cfg := Random(3)
-	cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = wire.MaxNodes, 1, 40, 2
-	cfg.Shard, cfg.Shards, cfg.StripeShift = 0, 1, 0
-	cfg.Homes = nil
-	for n := range cfg.Nodes {
-		cfg.Homes = append(cfg.Homes, coherence.Range{First: wire.PFN(n), Last: wire.PFN(n + 1)})
-	}
-	ops := make([]Access, 1)
-	cfg.Workload = func(rng *rand.Rand, _, _, _ int) ([]Access, time.Duration) {
-		ops[0] = Access{Page: wire.PFN(21 * rng.IntN(4)), Write: rng.IntN(8) == 0}
-		return ops, 5 * time.Microsecond
-	}
-	if _, err := Run(cfg); err != nil {
-		t.Fatal(err)
+	for _, x := range []struct{ each, stride, pages, cache, ops int }{
+		{each: 1, stride: 21, pages: 4, ops: 40},
+		{each: 64, stride: 1, pages: 64 * wire.MaxNodes, cache: 64, ops: 200},
+	} {
+		cfg := Random(3)
+		cfg.Nodes, cfg.VCPUs, cfg.Ops, cfg.Slots = wire.MaxNodes, 1, x.ops, 2
+		cfg.Shard, cfg.Shards, cfg.StripeShift, cfg.Cache = 0, 1, 0, x.cache
+		cfg.Homes, cfg.Crash, cfg.Break = nil, nil, nil
+		for n := range cfg.Nodes {
+			cfg.Homes = append(cfg.Homes, coherence.Range{First: wire.PFN(n * x.each), Last: wire.PFN((n + 1) * x.each)})
+		}
+		ops := make([]Access, 1)
+		cfg.Workload = func(rng *rand.Rand, _, _, _ int) ([]Access, time.Duration) {
+			ops[0] = Access{Page: wire.PFN(x.stride * rng.IntN(x.pages)), Write: rng.IntN(8) == 0}
+			return ops, 5 * time.Microsecond
+		}
+		r, err := Run(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if evicted := r.Stats[0].EvictionsClean; (evicted > 0) != (x.cache > 0) {
+			t.Errorf("%d pages, %d of them cached: %d clean evictions", x.pages, x.cache, evicted)
+		}
 	}
 }
 
-// TestReplay checks that a seed is all there is to a run.
+// TestReplay checks that a seed is all there is to a run, of any sort.
 func TestReplay(t *testing.T) {
-	a, err := Run(Random(5))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := Run(Random(5))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(a, b) {
-		t.Fatalf("two runs of a seed differ:\n%+v\n%+v", a, b)
+	var large, failed, judged, tried bool
+	for seed := uint64(1); seed <= 40 || !(large && failed && judged && tried); seed++ {
+		a, errA := Run(Random(seed))
+		b, errB := Run(Random(seed))
+		if errA != nil || errB != nil || !reflect.DeepEqual(a, b) {
+			t.Fatalf("two runs of seed %d differ, or fail:\n%v %+v\n%v %+v", seed, errA, a, errB, b)
+		}
+		large = large || len(a.Ops) > 16
+		failed = failed || a.Failed
+		judged = judged || a.Histories.Pages > 0
+		tried = tried || a.Outcomes != nil
 	}
 }

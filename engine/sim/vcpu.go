@@ -14,12 +14,18 @@ type vcpu struct {
 	blocked bool // waits for page
 	page    wire.PFN
 	done    int
-	tries   int // of op
+	tries   int     // of op
+	called  int     // event of the first
+	thread  *thread // what it does instead
 }
 
 // run lets a vCPU do its operation, or fault at the first page that it lacks.
 func (c *cluster) run(n *node, id int) {
 	v := &n.vcpus[id]
+	if v.thread != nil {
+		c.runThread(n, id, v.thread)
+		return
+	}
 	if !v.has {
 		if c.cfg.Ops > 0 && v.done == c.cfg.Ops {
 			c.busy--
@@ -31,47 +37,70 @@ func (c *cluster) run(n *node, id int) {
 		v.has = true
 		v.tries = 0
 		if think > 0 {
-			c.plan(c.between(0, 2*think), event{what: evRun, node: n.id, vcpu: id})
+			c.plan(c.pace(n, 0, 2*think), event{what: evRun, node: n.id, vcpu: id})
 			return
 		}
+	}
+	if v.tries == 0 {
+		v.called = c.result.Events
 	}
 	for _, x := range v.op {
 		need := wire.Shared
 		if x.Write {
 			need = wire.Modified
 		}
-		if n.guest[x.Page] < need {
-			v.blocked = true
-			v.page = x.Page
-			v.tries++
-			c.plan(c.between(1, c.cfg.FaultLatency), event{what: evFault, node: n.id, page: x.Page, flag: x.Write})
+		if !c.mapped(n, id, x.Page, need) {
 			return
 		}
 	}
 	for _, x := range v.op {
-		c.access(n, x)
+		c.access(n, id, x)
 	}
 	v.has = false
-	v.done++
+	c.done(v)
 	c.plan(1, event{what: evRun, node: n.id, vcpu: id})
+}
+
+func (c *cluster) done(v *vcpu) {
+	v.done++
+	if c.failed {
+		c.result.Aftermath.Ops++
+	}
+}
+
+// mapped says whether the guest may use a page. If not, the vCPU faults on it.
+func (c *cluster) mapped(n *node, id int, page wire.PFN, need wire.Mode) bool {
+	if n.guest[page] >= need {
+		return true
+	}
+	v := &n.vcpus[id]
+	v.blocked = true
+	v.page = page
+	v.tries++
+	c.plan(c.pace(n, 1, c.cfg.FaultLatency), event{what: evFault, node: n.id, page: page, flag: need == wire.Modified})
+	return false
 }
 
 // access reads or writes a page that the guest has mapped. There is one clock, and a mapping is gone when its
 // driver says so, so a read has to see the very last write.
-func (c *cluster) access(n *node, x Access) {
-	if got := n.frames[x.Page]; got != c.truth[x.Page] {
+func (c *cluster) access(n *node, id int, x Access) {
+	got := n.frames[x.Page]
+	if got != c.truth[x.Page] {
 		c.fail("node %d reads %#x from page %d, the last written is %#x", n.id, got, x.Page, c.truth[x.Page])
 	}
-	if !x.Write {
-		return
+	in := access{reads: true, writes: x.Write}
+	if x.Write {
+		if c.rng.Float64() >= c.cfg.Zeros {
+			c.last++
+			in.val = c.last
+		}
+		in.reads = c.last%2 == 0 || c.cfg.Nodes*c.cfg.VCPUs > plainMost
+		n.frames[x.Page] = in.val
+		c.truth[x.Page] = in.val
 	}
-	val := uint64(0)
-	if c.rng.Float64() >= c.cfg.Zeros {
-		c.last++
-		val = c.last
+	if c.history != nil {
+		c.history.note(x.Page, n.id*c.cfg.VCPUs+id, n.vcpus[id].called, c.result.Events, in, got)
 	}
-	n.frames[x.Page] = val
-	c.truth[x.Page] = val
 }
 
 // wake lets go all that wait for a page, also those of whose faults the agent has not heard yet.
@@ -79,7 +108,7 @@ func (c *cluster) wake(n *node, page wire.PFN) {
 	for i := range n.vcpus {
 		if v := &n.vcpus[i]; v.blocked && v.page == page {
 			v.blocked = false
-			c.plan(c.between(1, c.cfg.FaultLatency), event{what: evRun, node: n.id, vcpu: i})
+			c.plan(c.pace(n, 1, c.cfg.FaultLatency), event{what: evRun, node: n.id, vcpu: i})
 		}
 	}
 }
@@ -87,7 +116,7 @@ func (c *cluster) wake(n *node, page wire.PFN) {
 // check holds a page against the invariants.
 func (c *cluster) check(page wire.PFN) {
 	writers, readers := 0, 0
-	var home *node
+	home := c.homes[page]
 	for _, n := range c.nodes {
 		g := n.guest[page]
 		switch g {
@@ -98,9 +127,6 @@ func (c *cluster) check(page wire.PFN) {
 		}
 		if m := n.agent.Mode(page); m != g {
 			c.fail("node %d has page %d in %v, its agent thinks %v", n.id, page, g, m)
-		}
-		if n.isHome(page) {
-			home = n
 		}
 	}
 	if writers > 1 || writers == 1 && readers > 0 {

@@ -6,17 +6,17 @@
 //
 // # Ordering
 //
-// Between one endpoint and one peer, everything happens in the order it was posted: Sends arrive in order,
+// Between one endpoint and one peer, Sends arrive in order,
 // and when Poll hands out a message, the bytes of every WritePage and WriteBytes that the sender posted to
 // this node before that Send are in this node's memory, visible to any of its threads that learns of the
-// message from Poll's caller. Nothing is promised about posts to different peers, and a WritePage that no
-// later Send follows is not known to have arrived. Posts become visible to the peer at Flush at the latest;
+// message from Poll's caller. They may be there earlier, even before messages sent before them. Nothing is promised
+// about posts to different peers, and a WritePage that no later Send follows is not known to have arrived. Posts become visible to the peer at Flush at the latest;
 // an endpoint may start them earlier.
 //
 // # Ownership
 //
-// All methods of an Endpoint but Stats belong to one thread, the one that drives the lane; Offer and Connect
-// are called before that thread starts polling, Close after it stopped. Send copies its message and
+// All methods of an Endpoint but Stats belong to one thread at a time, the one that drives the lane; Offer and Connect
+// are called before it starts polling, Close after it stopped. Send and Flush need not be called by who has armed it. Send copies its message and
 // WriteBytes its page before they return. WritePage may read its source any time until the peer has the next
 // message sent to it; the coherence protocol keeps a home frame unchanged that long. Poll overwrites the messages it is given and keeps none.
 //

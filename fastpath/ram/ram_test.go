@@ -79,7 +79,7 @@ func TestRegisteredHomeNeedsNoFault(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer u.Close()
-		if err := r.Register(u, shard, 2, 4); err != nil {
+		if err := r.Register(u, shard, 2, 9); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -246,6 +246,23 @@ func (f *FD) Copy(dst, src, length uintptr, wp bool) unix.Errno {
 	}
 }
 
+// CopyRange is Copy of several pages. It returns how many bytes it came along before there was a reason to stop.
+func (f *FD) CopyRange(dst, src, length uintptr, wp bool) (uintptr, unix.Errno) {
+	var done uintptr
+	for try := 0; done < length; try++ {
+		errno := f.copy(dst+done, src+done, length-done, wp)
+		if copied := f.copyA.copied; copied > 0 {
+			done += uintptr(copied)
+			try = 0
+			continue
+		}
+		if errno != unix.EAGAIN || try == againMax {
+			return done, errno
+		}
+	}
+	return done, 0
+}
+
 // Continue maps the memfd's page at addr, which must be there, and wakes who waits for it. With wp the mapping
 // is write-protected; Support.ContinueWP says whether the kernel can.
 func (f *FD) Continue(addr, length uintptr, wp bool) unix.Errno {
@@ -255,6 +272,24 @@ func (f *FD) Continue(addr, length uintptr, wp bool) unix.Errno {
 			return errno
 		}
 	}
+}
+
+// ContinueRange is Continue for several pages. It returns how many bytes it has mapped from addr on: with an errno, the
+// page behind them is the one that it is about.
+func (f *FD) ContinueRange(addr, length uintptr, wp bool) (uintptr, unix.Errno) {
+	var done uintptr
+	for try := 0; done < length; try++ {
+		errno := f.cont(addr+done, length-done, wp)
+		if mapped := f.contA.mapped; mapped > 0 {
+			done += uintptr(mapped)
+			try = 0
+			continue
+		}
+		if errno != unix.EAGAIN || try == againMax {
+			return done, errno
+		}
+	}
+	return done, 0
 }
 
 // WriteProtect takes the right to write from the range (on), or gives it back and wakes who waits for it (off).

@@ -117,18 +117,19 @@ func TestKernelByNameOrFile(t *testing.T) {
 }
 
 func TestJobs(t *testing.T) {
-	c := &cli{Servers: 2, Vcpus: []int{1, 2}, Mem: []string{"512M", "1G"}, Fabric: "verbs", Append: "loglevel=5", Workload: "step:512", Timeout: time.Minute}
+	c := &cli{Servers: 2, Vcpus: []int{1, 2}, Mem: []string{"512M", "1G"}, Fabric: "verbs", Append: "loglevel=5", Workload: "step:512", Spec: []string{"cache: 96MiB"},
+		Timeout: time.Minute}
 	s, err := c.shape()
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := "run --servers 2 --vcpus 1,2 --mem 512M,1024M --fabric verbs --kernel k --initrd d " +
-		"--append loglevel=5 ironspan.demo=vcpus:1+2,nodes:2,mem:512+1024,step:512 --timeout 60"
+		"--append loglevel=5 ironspan.demo=vcpus:1+2,nodes:2,mem:512+1024,step:512 --timeout 60 --spec cache: 96MiB"
 	if got := strings.Join(c.job("span", s, "k", "d").args, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	want = "run --servers 1 --vcpus 3 --mem 1536M --fabric verbs --kernel k --initrd d " +
-		"--append loglevel=5 ironspan.demo=vcpus:3,nodes:1,mem:1536,step:512 --timeout 60"
+		"--append loglevel=5 ironspan.demo=vcpus:3,nodes:1,mem:1536,step:512 --timeout 60 --spec cache: 96MiB"
 	if got := strings.Join(c.job("single", s.onOne(), "k", "d").args, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

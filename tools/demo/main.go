@@ -31,6 +31,7 @@ type cli struct {
 	Dilate    string        `placeholder:"F|auto" help:"How many times slower the guest's clock goes (default: the lab's)."`
 	Append    string        `default:"loglevel=6" placeholder:"WORDS" help:"Further words for the guest's kernel command line (${default})."`
 	Workload  string        `placeholder:"KEY:VALUE,..." help:"Parameters of the guest's workload, as go doc ironspan/tools/demo/init has them."`
+	Spec      []string      `placeholder:"LINE" sep:"none" help:"A further line for the span.yaml, such as 'cache: 96MiB'."`
 	Single    bool          `default:"true" negatable:"" help:"Boot the guest on one server first, for comparison."`
 	Timeout   time.Duration `default:"20m" help:"How long each guest may run."`
 	Out       string        `default:"build/demo" placeholder:"DIR" help:"Where the report and the consoles' logs go."`
@@ -224,6 +225,9 @@ func (c *cli) job(name string, s shape, kernel, disk string) job {
 	}
 	if c.Dilate != "" {
 		args = append(args, "--dilate", c.Dilate)
+	}
+	for _, spec := range c.Spec {
+		args = append(args, "--spec", spec)
 	}
 	return job{name: name, servers: s.servers(), args: args}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,8 +22,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// The command in scripts is the real one but for the machine, which does what the guest's command line says.
-	newMachine = func(o engine.Options) control.Machine { return &controltest.Machine{Listener: o.Listener} }
+	// The command in scripts is the real one but for the machine, which does what the guest's command line says; unless
+	// the script has a guest of its own, whose page tables stay as they are.
+	newMachine = func(o engine.Options) control.Machine {
+		if os.Getenv("IRONSPAN_TEST_GUEST") != "" {
+			o.StaticTables = true
+			return engine.New(o)
+		}
+		return &controltest.Machine{Listener: o.Listener}
+	}
 	testscript.Main(m, map[string]func(){"ironspan": main})
 }
 
@@ -34,7 +42,16 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			e.Setenv("TMPDIR", filepath.Join(e.WorkDir, "tmp"))
+			if err := os.WriteFile(filepath.Join(e.WorkDir, "guest"), lossGuest(), 0o600); err != nil {
+				return err
+			}
 			return os.MkdirAll(filepath.Join(e.WorkDir, "tmp"), 0o700)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "guest" {
+				return false, fmt.Errorf("no condition %q", cond)
+			}
+			return runsGuests(), nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":     cmdStatus,
@@ -45,6 +62,7 @@ func TestScripts(t *testing.T) {
 			"freeport":   cmdFreePort,
 			"replace":    cmdReplace,
 			"killparent": cmdKillParent,
+			"losses":     cmdLosses,
 			"scrape":     cmdScrape,
 		},
 	})
@@ -111,21 +129,21 @@ func cmdChildren(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("node processes %v, want %d", got, want)
 }
 
-// cmdKillChild kills one of the node processes, the youngest, or stops it: killchild [stop]
+// cmdKillChild kills one of the node processes, the youngest if not the oldest, or stops it: killchild [stop] [oldest]
 func cmdKillChild(ts *testscript.TestScript, neg bool, args []string) {
 	pids := nodeProcesses(ts)
 	if len(pids) == 0 {
 		ts.Fatalf("no node process")
 	}
-	youngest := 0
-	for _, p := range pids {
-		youngest = max(youngest, p)
+	victim := slices.Max(pids)
+	if slices.Contains(args, "oldest") {
+		victim = slices.Min(pids)
 	}
 	sig := syscall.SIGKILL
-	if len(args) > 0 {
+	if slices.Contains(args, "stop") {
 		sig = syscall.SIGSTOP
 	}
-	ts.Check(syscall.Kill(youngest, sig))
+	ts.Check(syscall.Kill(victim, sig))
 }
 
 // cmdKillParent kills the run that the node processes belong to.

@@ -25,6 +25,7 @@ type runCmd struct {
 	Report  string        `placeholder:"FILE" help:"Write what was counted to this file as JSON when the VM has ended."`
 	Timeout time.Duration `placeholder:"DURATION" help:"Stop the VM after this time, counted from the beginning."`
 	Append  string        `placeholder:"TEXT" help:"Add to the guest's command line."`
+	Poll    string        `enum:"spec,auto,busy,adaptive,event" default:"spec" help:"How threads that serve memory wait for work, whatever the spec says: busy (poll), adaptive (poll, then sleep), event (sleep at once), auto (what the cores allow)."`
 	NoInput bool          `help:"Do not pass standard input to the guest's console."`
 	JSON    bool          `help:"Write progress to standard error as JSON, one event a line."`
 	Verbose bool          `short:"v" help:"Show the log of --local's node processes."`
@@ -36,12 +37,17 @@ ends the VM, everything else goes to the guest. Progress is on standard error.
 
 The VM is the command's: when it ends, is interrupted, or dies, the nodes stop the VM and clean up.
 
+A VM that loses a node ends. What is left of its nodes is asked for the pages whose only current copy was
+at the lost one: how many, and of which node's memory, is said at the end; --report has all ranges of
+guest-physical addresses, under "losses".
+
 Exit status:
     0  the guest powered off by itself
     1  a node or ironspan failed
     2  the command line or the spec is wrong
     3  the guest was reset or crashed
-    4  a node was lost; the message says which
+    4  a node was lost, or two lost each other; the message says which, and what of the guest's memory was
+       lost with them
     5  a node is out of reach, refused, or lacks something
     6  --timeout
   130  interrupted
@@ -108,6 +114,9 @@ func (c *runCmd) Run(con *console) error {
 
 	rep, err := control.Run(ctx, sp, opts)
 	term.restore()
+	if rep != nil && rep.Losses != nil {
+		fmt.Fprintln(stderr, "ironspan:", rep.Losses)
+	}
 	if rep != nil && c.Report != "" {
 		if werr := writeReport(c.Report, rep); werr != nil && err == nil {
 			return fmt.Errorf("report: %w", werr)
@@ -134,6 +143,9 @@ func (c *runCmd) load() (*spec.Spec, error) {
 		if sp.Append = strings.TrimSpace(sp.Append + " " + c.Append); len(sp.Append) > spec.MaxAppend {
 			return nil, fmt.Errorf("--append: the command line has %d bytes, %d are allowed", len(sp.Append), spec.MaxAppend)
 		}
+	}
+	if c.Poll != "spec" {
+		sp.Poll = spec.Poll(c.Poll)
 	}
 	if err := sp.CheckImages(); err != nil {
 		return nil, err
@@ -179,6 +191,8 @@ func (c *runCmd) verdict(ctx context.Context, rep *control.RunReport, err error)
 				return fail(exitNodeLost, "a node was lost%s", because(o.Reason))
 			}
 			return fail(exitNodeLost, "node %d was lost%s", *o.Lost, because(o.Reason))
+		case control.LinkLost:
+			return fail(exitNodeLost, "nodes %d and %d lost each other%s", o.Link[0], o.Link[1], because(o.Reason))
 		}
 		return fail(exitFailed, "the VM failed%s", because(o.Reason))
 	}

@@ -38,7 +38,7 @@ belongs to the ironspan run that started it.
 
 Stages of a fault, at the node whose vCPU waits: queue (for a free slot), remote (at the home and the
 holder of the page), flight (on the wire, and until somebody looks), install. What a node does for
-others: revoke, forget (KVM's shadow page tables), send.
+others: split (mapping a huge page's pages one by one), revoke, forget (KVM's shadow page tables), send.
 
 For Prometheus there is ironspan node --metrics.`
 }

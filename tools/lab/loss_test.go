@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,9 +11,12 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"ironspan/engine/control"
 )
 
-// A server of a running VM is switched off: the VM ends, says which node was lost, and leaves nothing behind.
+// A server of a running VM is switched off: the VM ends, says which node was lost and what with it, and leaves nothing
+// behind.
 func TestLostServer(t *testing.T) {
 	command, state := labCommand(t)
 	dir := t.TempDir()
@@ -24,8 +28,9 @@ func TestLostServer(t *testing.T) {
 	}
 	for _, server := range []int{1, 0} {
 		t.Run(fmt.Sprint("server ", server), func(t *testing.T) {
+			report := filepath.Join(t.TempDir(), "report.json")
 			cmd := command("run", "--servers", "2", "--mem", "256M", "--ironspan", ironspan, "--initrd", disk, "--timeout", "300",
-				"--append", "ironspan.demo=rounds:100000")
+				"--report", report, "--append", "ironspan.demo=rounds:100000")
 			out := &output{seen: make(chan bool), want: `"event":"init"`}
 			cmd.Stdout, cmd.Stderr = out, out
 			if err := cmd.Start(); err != nil {
@@ -55,10 +60,46 @@ func TestLostServer(t *testing.T) {
 			if want := fmt.Sprintf("node %d was lost", server); !strings.Contains(out.String(), want) {
 				t.Errorf("no %q in\n%s", want, out)
 			}
+			if server == 1 { // with server 0, ironspan run is gone as well
+				checkLosses(t, report, out.String())
+			}
 			if left, err := os.ReadDir(state); !os.IsNotExist(err) && len(left) > 0 {
 				t.Errorf("state left: %v", left)
 			}
 		})
+	}
+}
+
+// checkLosses checks what the report of a VM that lost node 1 of two says about its memory.
+func checkLosses(t *testing.T, file, said string) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	var rep control.RunReport
+	if err := json.Unmarshal(b, &rep); err != nil {
+		t.Error(err)
+		return
+	}
+	l := rep.Losses
+	if l == nil || len(l.Nodes) != 1 || l.Nodes[0] != 1 || l.AtMost || len(rep.Nodes) != 1 {
+		t.Errorf("losses %+v", l)
+		return
+	}
+	if !strings.Contains(said, l.String()) {
+		t.Errorf("no %q in\n%s", l, said)
+	}
+	t.Log(l)
+	own := l.Memory[len(l.Memory)-1]
+	home := rep.Plan.Nodes[1].RAM.Pages()
+	if own.Node != 1 || own.Lost+own.Kept+own.Uncertain != home {
+		t.Errorf("of node 1's %d pages: %+v", home, own)
+	}
+	// What node 0 has of them is what it has cached, but for what came between the two questions.
+	const slots = 256
+	if cached := rep.Nodes[0].Counters["cached_pages"]; own.Kept == 0 || own.Kept > cached+slots || cached > own.Kept+slots {
+		t.Errorf("%d pages are kept, node 0 has cached %d", own.Kept, cached)
 	}
 }
 

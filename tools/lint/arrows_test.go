@@ -17,10 +17,13 @@ type room struct {
 var rooms = map[string]room{
 	"engine/wire":      {},
 	"engine/coherence": {ours: []string{"engine/wire"}},
-	"engine/sim":       {ours: []string{"engine/coherence", "engine/wire"}},
-	"engine/spec":      {ours: []string{"engine/wire"}, outside: []string{"github.com/goccy/go-yaml"}},
-	"engine/cluster":   {ours: []string{"engine/spec", "engine/wire"}},
-	"engine/control":   {ours: []string{"engine/cluster", "engine/spec", "engine/wire"}, tests: []string{"engine/control/controltest"}},
+	"engine/sim": {
+		ours:    []string{"engine/coherence", "engine/litmus", "engine/wire"},
+		outside: []string{"github.com/anishathalye/porcupine"},
+	},
+	"engine/spec":    {ours: []string{"engine/wire"}, outside: []string{"github.com/goccy/go-yaml"}},
+	"engine/cluster": {ours: []string{"engine/spec", "engine/wire"}},
+	"engine/control": {ours: []string{"engine/cluster", "engine/spec", "engine/wire"}, tests: []string{"engine/control/controltest"}},
 	"engine/control/controltest": { // a fake machine, for the tests of others
 		ours: []string{"engine/cluster", "engine/control", "engine/spec", "engine/wire"},
 	},
@@ -37,7 +40,8 @@ var rooms = map[string]room{
 	"engine/nodetest": { // the same, for the tests of others
 		ours: []string{"engine/coherence", "engine/mininode", "engine/wire", "fastpath/...", "kvmhost/..."},
 	},
-	"engine/litmus": {tests: []string{"engine/coherence", "engine/nodetest", "engine/wire", "kvmhost/..."}},
+	"engine/litmus":     {tests: []string{"engine/coherence", "engine/litmus/x86", "engine/nodetest", "engine/wire", "kvmhost/..."}},
+	"engine/litmus/x86": {ours: []string{"engine/litmus", "kvmhost/minivm"}},
 	"engine": {
 		ours:    []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs"},
 		outside: []string{"golang.org/x/sys"},
@@ -72,7 +76,7 @@ var rooms = map[string]room{
 	// Tools stand on everything, nothing stands on a tool, and a tool not on another.
 	"tools/ironspan": {ours: []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs", "tools/ironspan/..."}, outside: []string{"*"}},
 	"tools/lab":      {ours: []string{"engine/...", "fastpath/...", "kvmhost/...", "verbs", "tools/lab/..."}, outside: []string{"*"}},
-	"tools/demo":     {ours: []string{"engine/...", "tools/demo/..."}, outside: []string{"*"}},
+	"tools/demo":     {ours: []string{"engine/...", "kvmhost/minivm", "tools/demo/..."}, outside: []string{"*"}},
 	"tools/soak":     {ours: []string{"engine/sim"}, outside: []string{"*"}},
 	"tools/lint":     {},
 }

@@ -1,6 +1,6 @@
 // Command soak runs the coherence protocol's simulator for as long as wanted: one random cluster after the other, each
-// drawn from a seed, on all cores. It ends after its time or at Ctrl-C with a summary, and with status 1 if a run
-// violated an invariant.
+// drawn from a seed, on all cores. It ends after its time or at Ctrl-C with a summary and with what each kind of
+// transaction cost in messages and hops; with status 1 if a run violated an invariant.
 //
 //	go run ./tools/soak --duration 10m
 package main
@@ -28,6 +28,9 @@ type cli struct {
 	JSON       bool          `help:"Print the summary as JSON."`
 }
 
+// progressEvery is how often somebody at a terminal is told how far it has come.
+const progressEvery = 5 * time.Second
+
 func main() {
 	var c cli
 	kong.Parse(&c, kong.Name("soak"), kong.Description("Run random clusters of the simulator, and count what goes wrong."))
@@ -40,6 +43,9 @@ func main() {
 		c.Jobs = runtime.NumCPU()
 	}
 	s := soak{first: c.Seed, seeds: c.Seeds, most: c.Violations, run: simulate, notes: os.Stderr}
+	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
+		s.every = progressEvery
+	}
 	sum := s.during(ctx, c.Duration, c.Jobs)
 	if err := sum.write(os.Stdout, c.JSON); err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
@@ -60,6 +66,12 @@ func (s *summary) write(w io.Writer, asJSON bool) error {
 	for _, v := range s.Violations {
 		fmt.Fprintf(w, "seed %d: %s\n  replay: %s\n", v.Seed, v.Error, v.Replay)
 	}
+	if err := s.Kinds.Write(w); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "%d clusters of more than 16 nodes; %d failures of nodes or links; %d accesses judged by porcupine, "+
+		"no verdict on %d pages; %d litmus rounds, of which %d take store buffers\n",
+		s.Large, s.Failures, s.Judged, s.Unjudged, s.Litmus, s.Relaxed)
 	_, err := fmt.Fprintf(w, "%d seeds from %d, %d operations checked, %d faults, %d events, %d violations in %.1f s: %.0f operations a second\n",
 		s.Seeds, s.First, s.Operations, s.Faults, s.Events, len(s.Violations), s.Seconds, s.Rate)
 	return err

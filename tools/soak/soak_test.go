@@ -16,12 +16,15 @@ import (
 func TestSoak(t *testing.T) {
 	s := soak{first: 5, seeds: 20, most: 1, run: simulate, notes: io.Discard}
 	sum := s.during(t.Context(), time.Minute, 2)
-	if sum.Seeds != 20 || sum.Operations < 20*1000 || len(sum.Violations) != 0 || sum.Rate == 0 {
+	if sum.Seeds != 20 || sum.Operations < 20*500 || len(sum.Violations) != 0 || sum.Rate == 0 {
 		t.Errorf("%+v", sum)
 	}
 	var text bytes.Buffer
-	if err := sum.write(&text, false); err != nil || !strings.HasPrefix(text.String(), "20 seeds from 5, ") {
+	if err := sum.write(&text, false); err != nil || !strings.Contains(text.String(), "\n20 seeds from 5, ") {
 		t.Errorf("%q %v", &text, err)
+	}
+	if !strings.Contains(text.String(), "Upgrade, no data, sharers") || len(sum.Kinds) < 10 {
+		t.Errorf("what transactions cost is missing: %q", &text)
 	}
 }
 
@@ -47,6 +50,31 @@ func TestViolations(t *testing.T) {
 	if err := sum.write(&text, true); err != nil || json.Unmarshal(text.Bytes(), &again) != nil || again.Violations[2].Seed != 20 {
 		t.Errorf("%s %v", &text, err)
 	}
+}
+
+// Somebody who waits is told how far it has come.
+func TestProgress(t *testing.T) {
+	told := make(lines, 1)
+	s := soak{first: 1, seeds: 2, most: 1, notes: told, every: time.Millisecond, run: func(seed uint64) (*sim.Result, error) {
+		if seed == 2 {
+			if line := <-told; !strings.Contains(line, " s: 1 seeds, 0 operations, ") {
+				t.Errorf("%q", line)
+			}
+		}
+		return &sim.Result{}, nil
+	}}
+	s.during(t.Context(), time.Hour, 1)
+}
+
+// lines takes what is written, as far as somebody reads it.
+type lines chan string
+
+func (l lines) Write(p []byte) (int, error) {
+	select {
+	case l <- string(p):
+	default:
+	}
+	return len(p), nil
 }
 
 // An interrupt ends it as its time does.

@@ -23,8 +23,10 @@ import (
 //	fake.prepare=error|hang      Prepare fails, or waits for its context
 //	fake.prepare.node=N          only there
 //	fake.guest=poweroff|reset|crash|run|echo|fail
+//	fake.guest=link              node 0 says that it has lost node 1
 //	fake.after=DURATION          until the guest does it (default 50ms)
 //	fake.release=error           Release fails
+//	fake.losses=error            Losses fails
 //	fake.deaf=1                  Stop is not heard, contexts are
 //
 // A guest that echoes answers what is typed and powers off at the line "quit".
@@ -194,6 +196,8 @@ func (m *Machine) Start(context.Context) error {
 		outcome = control.Outcome{Kind: control.GuestCrash, Reason: "triple fault on vCPU 0"}
 	case "fail":
 		outcome = control.Outcome{Kind: control.Failed, Reason: "device error"}
+	case "link":
+		outcome = control.LostNode(1, "retries exceeded")
 	case "run":
 		return nil
 	case "echo":
@@ -273,6 +277,27 @@ func (m *Machine) Report(context.Context) (*control.Report, error) {
 		}},
 		Verbs: map[string]control.Ops{"write": {Ops: 3, Bytes: 3 * wire.PageSize}},
 		Exits: map[string]uint64{"io": 7},
+	}, nil
+}
+
+// Losses implements control.Machine: the node has the first quarter of the lost nodes' pages, does not know of the
+// second, and the first page of its own was at one of them.
+func (m *Machine) Losses(_ context.Context, lost []wire.NodeID) (*control.LossPart, error) {
+	if m.word("losses") == "error" {
+		return nil, errors.New("engine: it has forgotten")
+	}
+	var kept, uncertain []control.PageRun
+	for _, n := range lost {
+		r := m.job.Plan.Nodes[n].RAM
+		kept = append(kept, control.PageRun{First: r.First, Pages: r.Pages() / 4})
+		uncertain = append(uncertain, control.PageRun{First: r.First + wire.PFN(r.Pages()/4), Pages: r.Pages() / 4})
+	}
+	var own []control.PageRun
+	if len(lost) > 0 {
+		own = append(own, control.PageRun{First: m.job.Plan.Nodes[m.job.Node].RAM.First, Pages: 1})
+	}
+	return &control.LossPart{
+		Kept: control.NewPageSet(kept, 0), Lost: control.NewPageSet(own, 0), Uncertain: control.NewPageSet(uncertain, 0),
 	}, nil
 }
 

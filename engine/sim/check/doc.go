@@ -61,6 +61,10 @@
 // more of them than it may have. Where a page is at rest (no message, request or deferral about
 // it), directory and mappings are the same and nobody waits.
 //
+// And in every state, what agents would say of their pages if a node were lost now, or two, or the queue pair between two:
+// a page that they call safe has its last written bytes at a node that is left, whether what is under way arrives
+// or not; one that they call lost has them neither there nor under way; and nothing is uncertain without a transaction.
+//
 // Deadlock and starvation are one check. For each state one transition is designated, by a fixed fair rule that
 // gives no new work: a woken vCPU goes on, else the first message arrives, else time goes on, else a vCPU faults
 // again. A state that has none although somebody waits or something is under way is a deadlock. Afterwards the

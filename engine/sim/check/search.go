@@ -109,6 +109,7 @@ func (s *search) visit(from uint32, by int) uint32 {
 	s.drain = append(s.drain, id)
 	s.next.bytes = append(s.next.bytes, b...)
 	s.next.ends = append(s.next.ends, len(s.next.bytes))
+	s.world.checkLosses()
 	return id
 }
 
@@ -154,6 +155,9 @@ func (s *search) expand(id uint32, b []byte) error {
 		}
 		s.result.Transitions++
 		to := s.visit(id, k)
+		if w.err != nil {
+			return s.violation(id, k, w.err)
+		}
 		if k == 0 && e.onlyDrains() {
 			if to == id {
 				return s.violation(id, k, errStarved)

@@ -7,10 +7,11 @@
 //
 // # Messages
 //
-// A message is a SEND of 64 bytes, inline, into a receive that the peer posted beforehand. The immediate
-// data of the SEND returns credits:
+// The messages for a peer gather, up to eight, in a packet until Flush; the packet is a SEND, inline, into a receive that
+// the peer posted beforehand. So what a round of the shard says to a peer takes one receive, one completion and
+// one acknowledgement on the wire. The immediate data of the SEND returns credits:
 //
-//	bits  0-15  receives posted again since the last message of this direction
+//	bits  0-15  receives posted again since the last packet of this direction
 //	bit     16  goodbye: the sender closes its end; nothing follows
 //	bits 17-31  zero
 //
@@ -18,9 +19,9 @@
 //
 // # Credits
 //
-// A sender has as many credits as the peer posted receives for messages ([Options].Depth); a message takes
-// one. The receiver posts a receive again as soon as Poll has copied the message out, and returns the credit
-// with its next message, or, when half of them are due, by a SEND of its own. Those take no credit but one of
+// A sender has as many credits as the peer posted receives for packets ([Options].Depth); a packet takes
+// one. The receiver posts a receive again as soon as Poll has copied the messages out, and returns the credit
+// with its next packet, or, when half of them are due, by a SEND of its own. Those take no credit but one of
 // a few receives on top: two can be under way before the peer has taken the first, because it needs the
 // credits of the first to send what makes the third due. So a receive is always there and the
 // transport's receiver-not-ready path is never taken.
@@ -32,7 +33,8 @@
 // # Pages
 //
 // WritePage is an RDMA WRITE straight from this node's registered frame, WriteBytes one from a bounce page.
-// A later Send to the same peer is behind it on the same queue pair, so its arrival proves the page's. Only
+// A later Send to the same peer is behind it on the same queue pair, so its arrival proves the page's. Pages do not
+// wait for the packet, so one may well be there before the messages that were sent before it. Only
 // every so many-th request asks for a completion; it frees the bounce pages and the queue's slots of all
 // before it. A destination outside of what the peer offered loses the peer before anything is posted.
 //

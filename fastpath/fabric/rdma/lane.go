@@ -14,8 +14,11 @@ const (
 	// creditRecvs are the receives on top of those for messages: for SENDs that only return credits, of which
 	// two can be under way, and the goodbye.
 	creditRecvs = 4
+	// packetMessages is how many messages a SEND carries at most: what rxe takes inline, 512 bytes, and less than what
+	// ConnectX does.
+	packetMessages = 8
 	// recvSize is the size of a receive buffer.
-	recvSize = wire.Size
+	recvSize = packetMessages * wire.Size
 
 	immCredits = 1<<16 - 1
 	immGoodbye = 1 << 16
@@ -62,10 +65,18 @@ type Lane struct {
 	// Completions polled and not handled yet: wcs[wcAt:wcEnd].
 	wcs         []verbs.WC
 	wcAt, wcEnd int
+	in          arrival
 
-	buf   [wire.Size]byte
 	stats fabric.Stats
 	done  bool
+}
+
+// arrival is a packet some of whose messages Poll has not handed out yet.
+type arrival struct {
+	link *link
+	buf  uint32 // receive buffer
+	at   uint64 // of the next message, in Lane.mem
+	left int    // messages; 0: there is no such packet
 }
 
 // link is the connection with one peer.
@@ -97,7 +108,12 @@ type link struct {
 	pagesSent uint32 // of these, those that requests were made for
 	pagesDone uint32 // of these, those free again
 
-	credits int // messages that the peer has receives for
+	// The packet that the next Flush sends, if it holds anything: its credit is taken, its room reserved.
+	packet    [recvSize]byte
+	packetLen int
+	packetMax int // what the queue pair takes inline
+
+	credits int // packets that the peer has receives for
 	most    int // credits when none is out
 	owed    int // receives posted again and not told the peer yet
 

@@ -212,6 +212,42 @@ func TestMessageProvesThePage(t *testing.T) {
 	}
 }
 
+// What is said between two Flushes goes out in packets, behind all the pages.
+func TestMessagesSharePackets(t *testing.T) {
+	ns := mesh(t, 2, Options{})
+	a, b := ns[0], ns[1]
+	pg := make([]byte, page)
+	const total = 2*packetMessages + 3
+	for i := 1; i <= total; i++ {
+		if i%4 == 1 {
+			stamp(pg, i)
+			a.WriteBytes(1, fabric.Slots, uint64(i/4*page), pg)
+		}
+		a.Send(1, a.msg(i))
+	}
+	a.Flush()
+	var ms [5]wire.Message
+	for i := 1; i <= total; {
+		n, lost := b.next(ms[:])
+		if lost != nil {
+			t.Fatal(lost)
+		}
+		for _, m := range ms[:n] {
+			if m.Txn != uint32(i) {
+				t.Fatalf("got %d, want %d", m.Txn, i)
+			}
+			if i%4 == 1 && !stamped(b.slot(i/4), i) {
+				t.Errorf("message %d is there before its page", i)
+			}
+			i++
+		}
+	}
+	if st := a.Stats().Snapshot(); st.Send.Ops != 3 || st.Send.Bytes != total*wire.Size || st.Doorbells != 1 {
+		t.Errorf("%+v", st)
+	}
+	works(t, a, b)
+}
+
 // Both sides send far more than credits and send queue hold, with pages between, and take at their own pace:
 // everything arrives in order, and the receiver-not-ready path is never taken (one retry would end the test).
 func TestFloodBothWays(t *testing.T) {
@@ -322,8 +358,9 @@ func TestBouncePagesRunOut(t *testing.T) {
 	ns := mesh(t, 3, Options{Depth: 2, SendWR: 8, Bounce: 4})
 	a := ns[0]
 	pg := make([]byte, page)
-	for range 8 { // behind messages that node 1 never takes
+	for range 3 { // behind messages that node 1 never takes
 		a.Send(1, a.msg(1))
+		a.Flush()
 	}
 	for range 5 {
 		a.WriteBytes(1, fabric.Slots, 0, pg)
@@ -493,7 +530,7 @@ func TestGarbledMessages(t *testing.T) {
 	t.Run("too long", func(t *testing.T) {
 		ns := mesh(t, 3, Options{Depth: 8, SendWR: 8, Backlog: 8, Bounce: 4})
 		bad := ns[1]
-		if !bad.links[0].batch.SendImm(1, 0, bad.memMR.SGE(0, 128), 0) {
+		if !bad.links[0].batch.SendImm(1, 0, bad.memMR.SGE(0, recvSize+wire.Size), 0) {
 			t.Fatal("not sent")
 		}
 		_, err := bad.links[0].batch.Post()
@@ -680,7 +717,7 @@ func TestArmFindsMessages(t *testing.T) {
 }
 
 func TestHotPathDoesNotAllocate(t *testing.T) {
-	ns := mesh(t, 2, Options{Depth: 16, SendWR: 16})
+	ns := mesh(t, 2, Options{Depth: 2, SendWR: 16})
 	a, b := ns[0], ns[1]
 	pg := make([]byte, page)
 	var ms [8]wire.Message

@@ -11,7 +11,7 @@ import (
 )
 
 // offerVersion is the version of the offer and of what travels on the queue pair.
-const offerVersion = 1
+const offerVersion = 2
 
 var offerMagic = [4]byte{'I', 'R', 'd', 'm'}
 
@@ -88,9 +88,17 @@ func (l *Lane) Offer(peer wire.NodeID) ([]byte, error) {
 }
 
 func (l *Lane) makeQP(k *link) error {
-	qp, err := l.adapter.pd.CreateQP(verbs.QPConfig{
-		SendCQ: l.cq, RecvCQ: l.cq, SendWR: l.opt.SendWR, RecvWR: l.opt.Depth + creditRecvs, MaxInline: wire.Size,
-	})
+	cfg := verbs.QPConfig{
+		SendCQ: l.cq, RecvCQ: l.cq, SendWR: l.opt.SendWR, RecvWR: l.opt.Depth + creditRecvs, MaxInline: recvSize,
+	}
+	qp, err := l.adapter.pd.CreateQP(cfg)
+	for err != nil && cfg.MaxInline > wire.Size { // devices do not say what they take inline
+		cfg.MaxInline /= 2
+		var again error
+		if qp, again = l.adapter.pd.CreateQP(cfg); again == nil {
+			err = nil
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -98,7 +106,7 @@ func (l *Lane) makeQP(k *link) error {
 		_ = qp.Close() // the first error tells
 		return err
 	}
-	k.qp, k.batch, k.recvs = qp, qp.Batch(), qp.RecvBatch()
+	k.qp, k.batch, k.recvs, k.packetMax = qp, qp.Batch(), qp.RecvBatch(), cfg.MaxInline
 	return nil
 }
 

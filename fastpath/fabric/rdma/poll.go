@@ -8,15 +8,14 @@ import (
 
 // Poll hands out messages, notes completions, posts the receives anew and goes on with what waits.
 func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
-	if l.armed {
-		l.armed = false
-		if _, err := l.ch.Drain(); err != nil {
-			l.loseAll(err)
-		}
-	}
 	for n < len(ms) {
+		if l.in.left > 0 {
+			if l.take(&ms[n]) {
+				n++
+			}
+			continue
+		}
 		if l.wcAt == l.wcEnd {
-			// No more than fit: each completion is one message at most.
 			got, err := l.cq.Poll(l.wcs[:min(len(ms)-n, len(l.wcs))])
 			if err != nil {
 				l.loseAll(err)
@@ -27,9 +26,7 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 		}
 		w := &l.wcs[l.wcAt]
 		l.wcAt++
-		if l.complete(w, &ms[n]) {
-			n++
-		}
+		l.complete(w)
 	}
 	l.goOn()
 	l.stats.Received.Ops.Add(uint64(n))
@@ -42,10 +39,18 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 	return n, lost
 }
 
-// Arm asks for an event at the next completion, and looks whether one is there already.
+// Arm asks for an event at the next completion, and looks whether one is there already. Events of before are taken here
+// and not by Poll: that way the messages that they announced are answered first.
 func (l *Lane) Arm() bool {
-	if l.wcAt != l.wcEnd || len(l.lost) > 0 {
+	if l.wcAt != l.wcEnd || l.in.left > 0 || len(l.lost) > 0 {
 		return true
+	}
+	if l.armed {
+		l.armed = false
+		if _, err := l.ch.Drain(); err != nil {
+			l.loseAll(err)
+			return true
+		}
 	}
 	if err := l.cq.Arm(); err != nil {
 		l.loseAll(err)
@@ -64,25 +69,20 @@ func (l *Lane) Arm() bool {
 	return false
 }
 
-// complete takes one completion; true if it was a message, decoded into m.
-func (l *Lane) complete(w *verbs.WC, m *wire.Message) bool {
+// complete takes one completion.
+func (l *Lane) complete(w *verbs.WC) {
 	k := &l.links[w.ID>>idPeerShift]
-	if k.state != linkUp {
-		return false // flushed behind the loss
-	}
-	if w.ID&idRecv == 0 {
-		if w.Status != verbs.StatusSuccess {
-			l.lose(k, "send", w.Err("send"))
-			return false
-		}
-		l.sent(k, uint32(w.ID&idMask))
-		return false
-	}
-	if w.Status != verbs.StatusSuccess {
+	switch isRecv, ok := w.ID&idRecv != 0, w.Status == verbs.StatusSuccess; {
+	case k.state != linkUp: // flushed behind the loss
+	case isRecv && ok:
+		l.received(k, w)
+	case isRecv:
 		l.lose(k, "poll", w.Err("receive"))
-		return false
+	case ok:
+		l.sent(k, uint32(w.ID&idMask))
+	default:
+		l.lose(k, "send", w.Err("send"))
 	}
-	return l.received(k, w, m)
 }
 
 // sent notes that the first upTo requests are over.
@@ -95,31 +95,52 @@ func (l *Lane) sent(k *link, upTo uint32) {
 	l.note(k)
 }
 
-// received takes what arrived in a receive buffer and posts it again.
-func (l *Lane) received(k *link, w *verbs.WC, m *wire.Message) bool {
-	buf := uint32(w.ID & idMask)
+// received takes in a packet: credits, and messages if there are any, which take hands out.
+func (l *Lane) received(k *link, w *verbs.WC) {
 	credits := int(w.Imm & immCredits)
 	switch {
 	case w.Flags&verbs.WithImm == 0 || w.Opcode != verbs.OpRecv || w.Imm&^(immCredits|immGoodbye) != 0 ||
-		k.credits+credits > k.most || w.Len != 0 && w.Len != wire.Size:
+		k.credits+credits > k.most || w.Len%wire.Size != 0 || w.Len > recvSize:
 		l.lose(k, "poll", fabric.ErrGarbled)
-		return false
+		return
 	case w.Imm&immGoodbye != 0:
 		l.lose(k, "closed", fabric.ErrPeerClosed)
-		return false
+		return
 	}
 	k.credits += credits
-	if w.Len != 0 {
-		at := k.recvAt + uint64(buf)*recvSize
-		if m.Decode(l.mem.Bytes()[at:at+wire.Size]) != nil || m.From != k.id {
-			l.lose(k, "poll", fabric.ErrGarbled)
-			return false
-		}
-		k.owed++
+	buf := uint32(w.ID & idMask)
+	if w.Len == 0 {
+		l.receiveAgain(k, buf)
+		return
 	}
+	l.in = arrival{link: k, buf: buf, at: k.recvAt + uint64(buf)*recvSize, left: int(w.Len / wire.Size)}
+}
+
+// take decodes the next message of the packet into m; false if its sender is lost. After the last one the receive
+// buffer is posted again.
+func (l *Lane) take(m *wire.Message) bool {
+	in := &l.in
+	k := in.link
+	if k.state != linkUp {
+		in.left = 0
+		return false
+	}
+	if m.Decode(l.mem.Bytes()[in.at:in.at+wire.Size]) != nil || m.From != k.id {
+		in.left = 0
+		l.lose(k, "poll", fabric.ErrGarbled)
+		return false
+	}
+	in.at += wire.Size
+	if in.left--; in.left == 0 {
+		k.owed++
+		l.receiveAgain(k, in.buf)
+	}
+	return true
+}
+
+func (l *Lane) receiveAgain(k *link, buf uint32) {
 	k.recvs.Add(k.recvID(buf), l.recvSGE(k, buf))
 	l.note(k)
-	return w.Len != 0
 }
 
 // note remembers that the present Poll has to go on with k.
@@ -192,7 +213,7 @@ func (l *Lane) lose(k *link, op string, reason error) {
 		return
 	}
 	k.state = linkLost
-	k.heldLen = 0
+	k.heldLen, k.packetLen = 0, 0
 	if k.qp != nil {
 		k.batch.Reset()
 		k.recvs.Reset()

@@ -17,8 +17,17 @@ func (k *link) sendID() uint64 { return uint64(k.id)<<idPeerShift | uint64(k.pos
 
 func (k *link) recvID(buf uint32) uint64 { return uint64(k.id)<<idPeerShift | idRecv | uint64(buf) }
 
-// room says whether the send queue takes one more request.
-func (k *link) room(l *Lane) bool { return k.posted-k.finished < uint32(l.opt.SendWR) }
+// room says whether the send queue takes one more request, and the packet's.
+func (k *link) room(l *Lane) bool {
+	used := k.posted - k.finished
+	if k.packetLen > 0 {
+		used++
+	}
+	return used < uint32(l.opt.SendWR)
+}
+
+// open says whether one more message can go out with the next Flush.
+func (k *link) open(l *Lane) bool { return k.packetLen > 0 || k.credits > 0 && k.room(l) }
 
 // ready says whether posts to k make sense, and loses it when they can only be a mistake.
 func (l *Lane) ready(k *link, op string) bool {
@@ -38,9 +47,9 @@ func (l *Lane) Send(peer wire.NodeID, m *wire.Message) {
 		l.lose(k, "send", fabric.ErrGarbled)
 		return
 	}
-	if k.heldLen == 0 && k.credits > 0 && k.room(l) {
-		m.Encode(l.buf[:])
-		l.emitSend(k, l.buf[:])
+	if k.heldLen == 0 && k.open(l) {
+		m.Encode(l.emitMessage(k))
+		l.emitFull(k)
 		return
 	}
 	if h := l.hold(k, "send"); h != nil {
@@ -139,13 +148,14 @@ func (l *Lane) hold(k *link, op string) *heldPost {
 
 // pump emits posts that wait, in order, as far as credits and room go.
 func (l *Lane) pump(k *link) {
-	for k.heldLen > 0 && k.room(l) {
+	for k.heldLen > 0 {
 		h := &k.held[k.heldHead]
 		switch {
-		case h.write:
+		case h.write && k.room(l):
 			l.emitWrite(k, h.local, h.remote, h.bounce)
-		case k.credits > 0:
-			l.emitSend(k, h.msg[:])
+		case !h.write && k.open(l):
+			copy(l.emitMessage(k), h.msg[:])
+			l.emitFull(k)
 		default:
 			return
 		}
@@ -168,14 +178,30 @@ func (l *Lane) next(k *link) (id uint64, f verbs.SendFlags) {
 	return k.sendID(), f
 }
 
-// emitSend adds a message to the batch. The caller has checked credits and room.
-func (l *Lane) emitSend(k *link, msg []byte) {
+// emitMessage returns the place of one more message in the packet. The caller has checked that it is open.
+func (l *Lane) emitMessage(k *link) []byte {
+	if k.packetLen == 0 {
+		k.credits--
+		l.touch(k)
+	}
+	at := k.packetLen
+	k.packetLen += wire.Size
+	return k.packet[at:k.packetLen:k.packetLen]
+}
+
+// emitFull adds a packet that takes no more messages to the batch.
+func (l *Lane) emitFull(k *link) {
+	if k.packetLen == k.packetMax {
+		l.emitPacket(k)
+	}
+}
+
+// emitPacket adds the packet to the batch, behind the pages that its messages may be about.
+func (l *Lane) emitPacket(k *link) {
 	id, f := l.next(k)
-	k.batch.SendInlineImm(id, f, msg, uint32(k.owed))
-	k.owed = 0
-	k.credits--
-	l.stats.Posted[fabric.Send].Add(wire.Size)
-	l.touch(k)
+	k.batch.SendInlineImm(id, f, k.packet[:k.packetLen], uint32(k.owed))
+	l.stats.Posted[fabric.Send].Add(uint64(k.packetLen))
+	k.owed, k.packetLen = 0, 0
 }
 
 // emitWrite adds a page to the batch. The caller has checked the room.
@@ -189,10 +215,10 @@ func (l *Lane) emitWrite(k *link, local verbs.SGE, remote verbs.Remote, bounce b
 	l.touch(k)
 }
 
-// emitCredits returns credits by a message of its own when so many are due that the peer may be short of
-// them. It is tried again by every Poll until there is room.
+// emitCredits returns credits by a SEND of their own when so many are due that the peer may be short of
+// them, and no packet takes them along. It is tried again by every Poll until there is room.
 func (l *Lane) emitCredits(k *link) {
-	if k.owed < (l.opt.Depth+1)/2 || !k.room(l) {
+	if k.owed < (l.opt.Depth+1)/2 || k.packetLen > 0 || !k.room(l) {
 		return
 	}
 	id, f := l.next(k)
@@ -210,12 +236,18 @@ func (l *Lane) touch(k *link) {
 	}
 }
 
-// Flush rings the doorbell of every link with posts in its batch.
+// Flush ends the packets and rings the doorbell of every link with posts in its batch.
 func (l *Lane) Flush() {
 	for _, id := range l.dirty {
 		k := &l.links[id]
 		k.dirty = false
-		if k.state != linkUp || k.batch.Len() == 0 {
+		if k.state != linkUp {
+			continue
+		}
+		if k.packetLen > 0 {
+			l.emitPacket(k)
+		}
+		if k.batch.Len() == 0 {
 			continue
 		}
 		l.stats.Doorbells.Add(1)

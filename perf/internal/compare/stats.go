@@ -10,8 +10,8 @@ import (
 	"ironspan/perf/internal/result"
 )
 
-// pValue is the probability of a difference in location at least as large as that between two sets of values, if both come
-// from one distribution: Mann-Whitney's U, both sides.
+// pValue is the probability of a difference in location at least as large as that between two sets of values, if both
+// come from one distribution: Mann-Whitney's U, both sides.
 func pValue(old, new []float64) float64 {
 	test, err := stats.MannWhitneyUTest(old, new, stats.LocationDiffers)
 	if err != nil {
@@ -51,8 +51,8 @@ func shift(old, new []float64, alpha float64) (estimate, low, high float64) {
 	return result.Median(differences), differences[outside], differences[len(differences)-1-outside]
 }
 
-// outsideInterval is how many of all differences lie outside the interval on each side: the most for which the test would
-// still come to the verdict that the interval stands for. (Lehmann: Nonparametrics, 1975, section 2.6.)
+// outsideInterval is how many of all differences lie outside the interval on each side: the most for which the test
+// would still come to the verdict that the interval stands for. (Lehmann: Nonparametrics, 1975, section 2.6.)
 func outsideInterval(n, m int, alpha float64) int {
 	if n > exactInterval || m > exactInterval {
 		mean := float64(n*m) / 2

@@ -66,13 +66,14 @@ func list(b *strings.Builder, title string, lines []string) {
 // closing says what was compared and how much that is worth.
 func (r *Report) closing(b *strings.Builder) {
 	few := len(r.With(TooFewRounds))
-	fmt.Fprintf(b, "%d statistics compared at alpha %v: %d regressions, %d improvements, %d unchanged or within noise",
-		len(r.Changes)-few, r.Alpha, len(r.With(Regression)), len(r.With(Improvement)), len(r.With(Unchanged)))
+	fmt.Fprintf(b, "statistics compared at alpha %v: %d; regressions: %d, improvements: %d, unchanged or within noise: %d",
+		r.Alpha, len(r.Changes)-few, len(r.With(Regression)), len(r.With(Improvement)), len(r.With(Unchanged)))
 	if few > 0 {
-		fmt.Fprintf(b, "; %d have too few rounds to tell anything", few)
+		fmt.Fprintf(b, "; too few rounds to tell anything: %d", few)
 	}
 	b.WriteString("\n")
 	if r.RoundsNeeded > 0 {
-		fmt.Fprintf(b, "To name a series that alone has changed, among as many as here, takes %d rounds in each run.\n", r.RoundsNeeded)
+		const words = "To name a series that alone has changed, among as many as here, takes %d rounds in each run.\n"
+		fmt.Fprintf(b, words, r.RoundsNeeded)
 	}
 }

@@ -18,7 +18,7 @@ type Bench struct {
 	Record func(r *Round, o *Outcome) error
 	// Needs says why a machine cannot run it; nil: each can.
 	Needs func() error
-	// Alone: all nodes are in one process, whatever the runner.
+	// Alone: all nodes are in one process, whatever the runner, and its series do not name its fabric.
 	Alone bool
 }
 
@@ -55,8 +55,8 @@ var (
 		Local: 1 << 14, Steps: 50_000, VCPUs: []int{1, 2, 8}, Tenures: []time.Duration{0, 200 * time.Microsecond, 2 * time.Millisecond},
 	}
 	Lab = Scale{
-		Pages: 32, Batches: 3, Scan: 256, Random: 256, Cache: 64, Contend: 2 * time.Second, Handoff: 20, Events: 50,
-		Local: 1 << 13, Steps: 20_000, VCPUs: []int{1, 2, 4}, Tenures: []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond},
+		Pages: 32, Batches: 3, Scan: 512, Random: 256, Cache: 64, Contend: 2 * time.Second, Handoff: 20, Events: 50,
+		Local: 1 << 18, Steps: 200_000, VCPUs: []int{1, 2, 4}, Tenures: []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond},
 	}
 	LabQuick = Scale{
 		Pages: 16, Batches: 1, Scan: 64, Random: 64, Cache: 32, Contend: 300 * time.Millisecond, Handoff: 10, Events: 20,
@@ -76,12 +76,17 @@ func Catalogue(c Scale) []*Bench {
 // Round takes the outcome of one round of a benchmark into a run.
 type Round struct {
 	run    *result.Run
-	fabric string
+	fabric string             // of the benchmark that has its turn; "" for those that need none
 	stages map[string]*stages // by key of a series
+	order  map[string]int     // of the benchmarks, by key of a series
+	turn   int                // of the benchmark in the catalogue
 }
 
 func (r *Round) labels(l result.Labels) result.Labels {
-	all := result.Labels{"fabric": r.fabric}
+	all := result.Labels{}
+	if r.fabric != "" {
+		all["fabric"] = r.fabric
+	}
 	for k, v := range l {
 		all[k] = v
 	}
@@ -90,7 +95,7 @@ func (r *Round) labels(l result.Labels) result.Labels {
 
 // Latency takes samples in nanoseconds.
 func (r *Round) Latency(name string, l result.Labels, ns []int64) *result.Recorder {
-	rec := r.run.Record(name, result.Latency, r.labels(l))
+	rec := r.record(name, result.Latency, l)
 	rec.Begin()
 	for _, v := range ns {
 		rec.Add(v)
@@ -101,7 +106,13 @@ func (r *Round) Latency(name string, l result.Labels, ns []int64) *result.Record
 
 // Value takes a figure that is one number for the round.
 func (r *Round) Value(name string, m result.Measure, l result.Labels, v float64) {
-	r.run.Record(name, m, r.labels(l)).Value(v)
+	r.record(name, m, l).Value(v)
+}
+
+func (r *Round) record(name string, m result.Measure, l result.Labels) *result.Recorder {
+	rec := r.run.Record(name, m, r.labels(l))
+	r.order[rec.Key()] = r.turn
+	return rec
 }
 
 // warm leaves out the samples of the first batch.

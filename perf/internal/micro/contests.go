@@ -86,6 +86,7 @@ func contest(c Scale, base time.Duration) *Bench {
 			}
 			a, b := float64(o.Samples[0][0]), float64(o.Samples[1][0])
 			r.Value(name, result.Rate, labels, (a+b)/c.Contend.Seconds())
+			r.Value(name+"/slower", result.Rate, labels, min(a, b)/c.Contend.Seconds())
 			r.Value(name+"/fairness", result.Share, labels, min(a, b)/max(a, b, 1))
 			moves := uint64(0)
 			for i := range o.Nodes {

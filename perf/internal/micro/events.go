@@ -31,7 +31,8 @@ const eventBatches = 3 // the first one not counted
 // exit times one instruction that leaves the guest, of the last node's. With one node the device is its own.
 func exit(c Scale, name string, nodes int, prepare, do func(*writer)) *Bench {
 	return &Bench{
-		Name: name,
+		Name:  name,
+		Alone: nodes == 1,
 		Trial: func() *Trial {
 			return &Trial{
 				Batches: eventBatches, Config: mininode.Config{Nodes: nodes, Lane: nodes > 1},

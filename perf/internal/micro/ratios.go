@@ -11,20 +11,20 @@ import (
 func Judge(run *result.Run, c Scale) {
 	fabric := run.Machine["fabric"]
 	key := func(name string, labels ...string) []string {
-		l := result.Labels{"fabric": fabric}
+		l := result.Labels{}
 		for i := 0; i < len(labels); i += 2 {
 			l[labels[i]] = labels[i+1]
 		}
 		return []string{result.Key(name, l)}
 	}
 	sharers := func(n int) []string {
-		return key("fault/write", "nodes", strconv.Itoa(2+n), "sharers", strconv.Itoa(n))
+		return key("fault/write", "fabric", fabric, "nodes", strconv.Itoa(2+n), "sharers", strconv.Itoa(n))
 	}
 	run.Judge(result.Ratio{
 		Name: "write fault with 3 sharers over the same with 1", Numerator: sharers(3), Denominator: sharers(1), Bound: 1.3,
 	})
 	crowd := func(n int) []string {
-		return key("fault/concurrent", "vcpus", strconv.Itoa(n), "shards", strconv.Itoa(n))
+		return key("fault/concurrent", "fabric", fabric, "vcpus", strconv.Itoa(n), "shards", strconv.Itoa(n))
 	}
 	most := c.VCPUs[len(c.VCPUs)-1]
 	concurrent := result.Ratio{
@@ -43,7 +43,7 @@ func Judge(run *result.Run, c Scale) {
 		Numerator:   key("local/walk", "size", size, "memory", "home"),
 		Denominator: key("local/walk", "size", size, "memory", "plain"),
 	})
-	run.Judge(result.Ratio{Name: "allocations per fault", Numerator: key("fault/allocations"), Bound: 0})
+	run.Judge(result.Ratio{Name: "allocations per fault", Numerator: key("fault/allocations", "fabric", "shm"), Bound: 0})
 }
 
 // enough says whether there are as many cores as threads.

@@ -47,7 +47,7 @@ func allocations(c Scale) *Bench {
 		if len(o.Values) != 2 || o.Values[1] != float64(c.Batches*c.Pages) {
 			return fmt.Errorf("micro: objects allocated, and faults: %v, want %d faults", o.Values, c.Batches*c.Pages)
 		}
-		r.Value(f.name, result.Count, nil, o.Values[0]/o.Values[1])
+		r.Value(f.name, result.Count, result.Labels{"fabric": "shm"}, o.Values[0]/o.Values[1])
 		return nil
 	}
 	return b
@@ -56,7 +56,7 @@ func allocations(c Scale) *Bench {
 // collected is the fault with a collection of garbage always under way, or none.
 func collected(c Scale, forced bool) *Bench {
 	f := remoteRead()
-	f.name, f.labels = "fault/garbage", result.Labels{"forced": strconv.FormatBool(forced)}
+	f.name, f.labels = "fault/garbage", result.Labels{"fabric": "shm", "forced": strconv.FormatBool(forced)}
 	f.tune = func(t *Trial) {
 		if !forced {
 			return

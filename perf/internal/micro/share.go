@@ -103,6 +103,11 @@ func (s *share) fail(err error) {
 		s.err = err
 	}
 	s.mu.Unlock()
+	s.abort()
+}
+
+// abort lets all guests end, and wait return.
+func (s *share) abort() {
 	s.gate.end()
 	s.stopVMs()
 	time.AfterFunc(graceful, s.giveUp)

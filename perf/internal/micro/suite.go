@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,12 +64,12 @@ func Measure(ctx context.Context, run *result.Run, runner Runner, o Options) err
 	if err != nil {
 		return err
 	}
-	r := &Round{run: run, fabric: runner.Fabric(), stages: map[string]*stages{}}
-	run.Machine["fabric"] = r.fabric
+	r := &Round{run: run, stages: map[string]*stages{}, order: map[string]int{}}
+	run.Machine["fabric"] = runner.Fabric()
 	var parts []result.Part
 	turns, done := 0, 0
 	began := time.Now()
-	for _, b := range benches {
+	for i, b := range benches {
 		if b.Needs != nil {
 			if err := b.Needs(); err != nil {
 				run.Miss(b.Name, err)
@@ -79,7 +80,8 @@ func Measure(ctx context.Context, run *result.Run, runner Runner, o Options) err
 		turns += o.Rounds
 		parts = append(parts, result.Part{Name: b.Name, Round: func(ctx context.Context, round int) error {
 			from := time.Now()
-			err := r.turn(ctx, runner, b)
+			r.turn = i
+			err := r.measure(ctx, runner, b)
 			done++
 			switch {
 			case ctx.Err() != nil:
@@ -92,13 +94,16 @@ func Measure(ctx context.Context, run *result.Run, runner Runner, o Options) err
 			return err
 		}})
 	}
-	return run.Interleave(ctx, o.Rounds, o.Seed, parts...)
+	err = run.Interleave(ctx, o.Rounds, o.Seed, parts...)
+	slices.SortStableFunc(run.Series, func(a, b *result.Series) int { return r.order[a.Key()] - r.order[b.Key()] })
+	return err
 }
 
-// turn is one round of one benchmark.
-func (r *Round) turn(ctx context.Context, runner Runner, b *Bench) error {
+// measure is one round of one benchmark.
+func (r *Round) measure(ctx context.Context, runner Runner, b *Bench) error {
+	r.fabric = runner.Fabric()
 	if b.Alone {
-		runner = Local{}
+		runner, r.fabric = Local{}, ""
 	}
 	o, err := runner.Run(ctx, b)
 	if err != nil {

@@ -48,6 +48,13 @@ func nbdServe(ctx context.Context, program []string, addr string, bytes int64, s
 		return fmt.Errorf("peers: nbd-server: %w", err)
 	}
 	serve()
+	select {
+	case <-child.ended: // it does when its one client has left
+		if child.err != nil {
+			return fmt.Errorf("peers: nbd-server: %w", child.err)
+		}
+	default:
+	}
 	return ctx.Err()
 }
 
@@ -56,7 +63,8 @@ func nbdConnect(ctx context.Context, program []string, addr string, undo *undo) 
 	client := func(ctx context.Context, words ...string) error {
 		return run(ctx, append(append([]string{}, program...), words...)...)
 	}
-	err := client(ctx, addr, strconv.Itoa(nbdPort), nbdDevice, "-N", nbdExport, "-b", strconv.Itoa(pageSize), "-swap")
+	// With a timeout, a server that has gone is an error of the program over it, and not a program that never ends.
+	err := client(ctx, addr, strconv.Itoa(nbdPort), nbdDevice, "-N", nbdExport, "-b", strconv.Itoa(pageSize), "-swap", "-timeout", "20")
 	if err != nil {
 		return "", err
 	}

@@ -83,7 +83,7 @@ func at(axis *plot.Axis, values []float64, format func(float64) string) {
 // labelFormat is how the values of a label with numbers are written, by the label's name.
 func labelFormat(label string) func(float64) string {
 	switch label {
-	case "size", "stride", "memory", "cache", "working_set":
+	case "size", "memory", "cache", "working_set":
 		return result.Bytes.Format
 	case "tenure":
 		return result.Latency.Format

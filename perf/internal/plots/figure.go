@@ -59,8 +59,8 @@ var palette = []color.Color{
 	color.RGBA{R: 0xcc, G: 0x79, B: 0xa7, A: 0xff}, // purple
 	color.RGBA{R: 0xe6, G: 0x9f, B: 0x00, A: 0xff}, // orange
 	color.RGBA{R: 0x56, G: 0xb4, B: 0xe9, A: 0xff}, // sky
-	color.RGBA{A: 0xff},                            // black
 	color.RGBA{R: 0x80, G: 0x80, B: 0x80, A: 0xff}, // grey
+	color.RGBA{A: 0xff},                            // black
 }
 
 var (
@@ -186,6 +186,17 @@ func (f *figure) headHeight() vg.Length {
 		return 2 * line
 	}
 	return 3 * line
+}
+
+// rows names the rows of a plot from below, with names that leave it half of the width.
+func (f *figure) rows(names []string) {
+	short := make([]string, len(names))
+	for i, name := range names {
+		short[i] = fit(style(tickSize, nil), name, width/2)
+	}
+	f.plot.NominalY(short...)
+	f.plot.Y.Tick.Label.Font = sans(tickSize)
+	f.plot.Y.Min, f.plot.Y.Max = -0.5, float64(len(names))-0.5
 }
 
 // fit cuts a text at its end until it is no wider than there is room.

@@ -10,7 +10,7 @@ import (
 // figures are all that a run has something for.
 func figures(r *result.Run) ([]*figure, error) {
 	var all []*figure
-	for _, find := range []func(*result.Run) ([]*figure, error){distributions, ratios, breakdowns, overLabels} {
+	for _, find := range []func(*result.Run) ([]*figure, error){verdicts, distributions, ratios, breakdowns, overLabels} {
 		found, err := find(r)
 		if err != nil {
 			return nil, err
@@ -74,7 +74,8 @@ func ratios(r *result.Run) ([]*figure, error) {
 
 func breakdowns(r *result.Run) ([]*figure, error) {
 	var all []*figure
-	for _, g := range byFolder(keep(r.Series, func(s *result.Series) bool { return len(s.Stages) > 0 && s.Count > 0 })) {
+	staged := keep(r.Series, func(s *result.Series) bool { return len(s.Stages) > 0 && s.Count > 0 })
+	for _, g := range byFolder(staged) {
 		f, err := stages(g, fileName("stages", g.name))
 		if err != nil {
 			return nil, err

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"ironspan/perf/internal/result"
@@ -20,10 +21,11 @@ const together = 8
 
 // byFolder groups series by the first parts of their names: as few parts as leave no more than together in a group.
 func byFolder(all []*result.Series) []group {
-	return split("", all)
+	return divide("", all)
 }
 
-func split(prefix string, all []*result.Series) []group {
+// divide groups series whose names begin alike.
+func divide(prefix string, all []*result.Series) []group {
 	if len(all) == 0 {
 		return nil
 	}
@@ -47,7 +49,7 @@ func split(prefix string, all []*result.Series) []group {
 			rest.series = append(rest.series, inner[name]...)
 			continue
 		}
-		groups = append(groups, split(name, inner[name])...)
+		groups = append(groups, divide(name, inner[name])...)
 	}
 	if len(rest.series) > 0 {
 		groups = append(groups, rest)
@@ -77,10 +79,13 @@ func shared(all []*result.Series) result.Labels {
 // title names a group: the name, and the labels that its series share.
 func (g group) title(without ...string) string {
 	words := []string{g.name}
+	if g.oneName() {
+		words[0] = g.series[0].Name
+	}
 	common := shared(g.series)
 	for _, label := range slices.Sorted(maps.Keys(common)) {
 		if !slices.Contains(without, label) {
-			words = append(words, label+" "+common[label])
+			words = append(words, said(label, common[label]))
 		}
 	}
 	return strings.Join(words, ", ")
@@ -95,7 +100,7 @@ func (g group) short(s *result.Series, without ...string) string {
 	common := shared(g.series)
 	for _, label := range slices.Sorted(maps.Keys(s.Labels)) {
 		if _, found := common[label]; !found && !slices.Contains(without, label) {
-			words = append(words, label+" "+s.Labels[label])
+			words = append(words, said(label, s.Labels[label]))
 		}
 	}
 	if len(words) == 0 {
@@ -104,13 +109,22 @@ func (g group) short(s *result.Series, without ...string) string {
 	return strings.Join(words, ", ")
 }
 
+// said is a label with its value, in units if it is a number of something.
+func said(label, value string) string {
+	if x, err := strconv.ParseFloat(value, 64); err == nil {
+		value = labelFormat(label)(x)
+	}
+	return label + " " + value
+}
+
 func (g group) oneName() bool {
 	return !slices.ContainsFunc(g.series, func(s *result.Series) bool { return s.Name != g.series[0].Name })
 }
 
 var notInFiles = regexp.MustCompile(`[^a-zA-Z0-9.]+`)
 
-// fileName makes a name for files of words.
+// fileName makes a name for files of words, of a hundred characters at most.
 func fileName(words ...string) string {
-	return strings.ToLower(strings.Trim(notInFiles.ReplaceAllString(strings.Join(words, "-"), "-"), "-"))
+	name := strings.ToLower(strings.Trim(notInFiles.ReplaceAllString(strings.Join(words, "-"), "-"), "-"))
+	return strings.TrimRight(name[:min(len(name), 100)], "-") // all of them are ASCII
 }

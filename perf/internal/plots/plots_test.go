@@ -84,7 +84,7 @@ func made() *result.Run {
 			}
 		}
 	}
-	for _, us := range []float64{5, 10, 20, 50, 100, 200, 500, 1000} {
+	for _, us := range []float64{0, 5, 10, 20, 50, 100, 200, 500, 1000} {
 		rec := r.Record("tenure/throughput", result.Rate, result.Labels{"tenure": fmt.Sprint(us * 1000)})
 		for range 5 {
 			rec.Value(scattered(2e6*us/(us+60), 0.05))
@@ -93,6 +93,10 @@ func made() *result.Run {
 	r.Judge(result.Ratio{
 		Name: "remote read fault, clean at home, over raw transfer and floor", Numerator: []string{"fault/read/clean-at-home"},
 		Denominator: []string{"raw/read{size=4096}", "floor/uffd"}, Bound: 1.25,
+	})
+	r.Judge(result.Ratio{
+		Name: "write fault, 3 sharers over 1", Numerator: []string{"fault/write{sharers=3}"},
+		Denominator: []string{"fault/write{sharers=1}"}, Bound: 1.3,
 	})
 	r.Judge(result.Ratio{Name: "fault against NVMe-oF", Numerator: []string{"peer/nvmeof"}, Bound: 2, AtLeast: true})
 	r.Miss("peer/nvmeof", errors.New("nvmet-rdma: module absent"))
@@ -126,13 +130,13 @@ func TestDraw(t *testing.T) {
 		picture, err := png.Decode(bytes.NewReader(data))
 		if err != nil {
 			t.Errorf("%s: %v", file, err)
-		} else if size := picture.Bounds().Size(); size.X < 280 || size.Y < 100 {
+		} else if size := picture.Bounds().Size(); size.X < 280 || size.Y < 60 {
 			t.Errorf("%s: %v", file, size)
 		}
 	}
 	want := []string{
-		"cdf-fault-read", "cdf-fault-write", "cdf-fault", "cdf-raw", "cdf-floor",
-		"cdf-ratio-remote-read-fault-clean-at-home-over-raw-transfer-and-floor",
+		"ratios", "cdf-fault-read", "cdf-fault-write", "cdf-fault", "cdf-raw", "cdf-floor",
+		"cdf-ratio-remote-read-fault-clean-at-home-over-raw-transfer-and-floor", "cdf-ratio-write-fault-3-sharers-over-1",
 		"stages-fault", "over-sharers-fault-time", "over-size-raw-bandwidth", "over-tenure-tenure-rate", "over-vcpus-scaling-rate",
 	}
 	if !slices.Equal(names, want) || len(files) != 2*len(want) {
@@ -159,6 +163,10 @@ func TestDrawExtremes(t *testing.T) {
 		r.Record("flat", result.Count, result.Labels{"x": x}).Value(0)
 		r.Record("negative", result.Count, result.Labels{"x": x}).Value(-5)
 	}
+	r.Judge(result.Ratio{Name: strings.Repeat("a very long name ", 20), Numerator: []string{"end"}, Bound: 1})
+	long := r.Record(strings.Repeat("long", 100), result.Latency, nil)
+	long.Value(7)
+	long.Stages(result.Stage{Name: strings.Repeat("stage", 50), Count: 1, P50Ns: 5})
 	for _, run := range []*result.Run{r, result.New("host", "")} {
 		if _, err := drawAt(coarse, run, t.TempDir()); err != nil {
 			t.Error(err)
@@ -177,6 +185,33 @@ func TestByFolder(t *testing.T) {
 	}
 	if want := []string{"a/x 3", "a/y 3", "a 3", "b 2", "c 1"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// Labels that go along with each other are one axis.
+func TestCurves(t *testing.T) {
+	var all []*result.Series
+	for n := range 3 {
+		for _, fabric := range []string{"shm", "rdma"} {
+			all = append(all, &result.Series{Name: "write", Labels: result.Labels{
+				"sharers": fmt.Sprint(2 - n), "nodes": fmt.Sprint(4 - n), "fabric": fabric, "size": "4096",
+			}})
+		}
+		all = append(all,
+			&result.Series{Name: "word", Labels: result.Labels{"sharers": "some"}},
+			&result.Series{Name: "two", Labels: result.Labels{"sharers": fmt.Sprint(n % 2), "other": fmt.Sprint(n)}},
+		)
+	}
+	for label, want := range map[string]int{"sharers": 2, "nodes": 0, "size": 0, "fabric": 0} {
+		lines := curves(all, label)
+		if len(lines) != want {
+			t.Errorf("%s: %d lines, want %d", label, len(lines), want)
+		}
+		for _, c := range lines {
+			if !slices.Equal(c.x, []float64{0, 1, 2}) || c.series[0].Labels["nodes"] != "2" {
+				t.Errorf("%s: %+v", label, c)
+			}
+		}
 	}
 }
 

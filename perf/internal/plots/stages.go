@@ -2,6 +2,7 @@ package plots
 
 import (
 	"fmt"
+	"image/color"
 	"slices"
 
 	"gonum.org/v1/plot"
@@ -20,16 +21,17 @@ const (
 	axisSpace = 1.6 * vg.Centimeter
 )
 
-// stages draws a bar for each series of what its average sample is made of, the first series on top.
+// stages draws a bar for each series of what its typical sample is made of, the first series on top, and the median of
+// the whole as a mark: what lies between the two is what the stages' medians do not explain.
 func stages(g group, name string) (*figure, error) {
-	f := newFigure(name, "Stages: "+g.title(), "time of an average sample", "")
+	f := newFigure(name, "Stages: "+g.title(), "median of each stage, and of the whole", "")
 	f.height = axisSpace + barSpace*vg.Length(len(g.series))
 	p := f.plot
 	var below *plotter.BarChart
 	for i, stage := range stageNames(g.series) {
 		values := make(plotter.Values, len(g.series))
 		for at, s := range g.series {
-			values[len(values)-1-at] = perSample(s, stage)
+			values[len(values)-1-at] = typical(s, stage)
 		}
 		bars, err := plotter.NewBarChart(values, bar)
 		if err != nil {
@@ -48,9 +50,14 @@ func stages(g group, name string) (*figure, error) {
 	for at, s := range g.series {
 		names[len(names)-1-at] = g.short(s)
 	}
-	p.NominalY(names...)
-	p.Y.Min, p.Y.Max = -0.5, float64(len(names))-0.5
-	p.Y.Tick.Label.Font = sans(tickSize)
+	wholes := &marks{}
+	for at, s := range g.series {
+		wholes.values = append(wholes.values, s.P50)
+		wholes.places = append(wholes.places, float64(len(g.series)-1-at))
+	}
+	p.Add(wholes)
+	f.entries = append(f.entries, entry{"whole", []plot.Thumbnailer{wholes}})
+	f.rows(names)
 	linear(&p.X, result.Latency)
 	return f, nil
 }
@@ -72,13 +79,37 @@ func stageNames(all []*result.Series) []string {
 	return names
 }
 
-// perSample is what a stage takes of an average sample.
-func perSample(s *result.Series, name string) float64 {
+// typical is what a stage takes of a typical sample.
+func typical(s *result.Series, name string) float64 {
 	total := 0.0
 	for _, stage := range s.Stages {
 		if stage.Name == name {
-			total += stage.PerSample(s)
+			total += stage.Typical(s)
 		}
 	}
 	return total
+}
+
+// marks are upright lines across bars, each at a value and a bar's place.
+type marks struct{ values, places []float64 }
+
+var markStyle = draw.LineStyle{Color: color.Black, Width: 2.5}
+
+// Plot draws the marks, a little higher than the bars.
+func (m *marks) Plot(c draw.Canvas, p *plot.Plot) {
+	x, y := p.Transforms(&c)
+	for i, value := range m.values {
+		middle := y(m.places[i])
+		c.StrokeLine2(markStyle, x(value), middle-bar*0.65, x(value), middle+bar*0.65)
+	}
+}
+
+// DataRange is what the axes have to show.
+func (m *marks) DataRange() (left, right, bottom, top float64) {
+	return 0, slices.Max(m.values), slices.Min(m.places), slices.Max(m.places)
+}
+
+// Thumbnail draws a mark for the legend.
+func (m *marks) Thumbnail(c *draw.Canvas) {
+	c.StrokeLine2(markStyle, c.Center().X, c.Min.Y, c.Center().X, c.Max.Y)
 }

@@ -2,8 +2,8 @@
 //
 // A Run is a list of Series, each the samples of one thing under one set of labels. A series is measured in rounds, and
 // all series of a group take turns (Interleave), so that whatever else the machine does hits them alike. Each round
-// leaves its own statistics behind: two rounds are as independent as measurements on one machine can be, two samples of a
-// round are not. So ratios and comparisons take rounds for their observations, and never samples.
+// leaves its own statistics behind: two rounds are as independent as measurements on one machine can be, two samples of
+// a round are not. So ratios and comparisons take rounds for their observations, and never samples.
 //
 // To measure durations:
 //

@@ -68,7 +68,8 @@ func Decode(data []byte) (*Run, error) {
 		return nil, errors.New("JSON, but no result of perf: it has no schema or no series")
 	}
 	if version := string(head.Schema); version != fmt.Sprint(Schema) {
-		return nil, fmt.Errorf("schema %.20s, and this perf reads %d: use the perf that wrote it, or measure again", version, Schema)
+		return nil, fmt.Errorf("schema %.20s, and this perf reads %d: use the perf that wrote it, or measure again",
+			version, Schema)
 	}
 	r := &Run{}
 	if err := json.Unmarshal(data, r); err != nil {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ThisMachine describes the machine that the program runs on: cpu, cores, memory, kernel, platform (maker and model, which
-// name the hypervisor of a virtual machine), hypervisor (yes, where the processor says that it is a virtual one), kvm (its
-// vendor module and paging: nested or shadow), rdma (devices), go. What cannot be found out is left out.
+// ThisMachine describes the machine that the program runs on: cpu, cores, memory, kernel, platform (maker and model,
+// which name the hypervisor of a virtual machine), hypervisor (yes, where the processor says that it is a virtual one),
+// kvm (its vendor module and paging: nested or shadow), rdma (devices), go. What cannot be found out is left out.
 func ThisMachine() map[string]string {
 	m := map[string]string{"cores": strconv.Itoa(runtime.NumCPU()), "go": runtime.Version()}
 	set := func(key, value string) {

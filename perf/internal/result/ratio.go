@@ -16,8 +16,8 @@ type Ratio struct {
 	Denominator []string `json:"denominator,omitempty"`
 	Bound       float64  `json:"bound"`
 	AtLeast     bool     `json:"at_least,omitempty"` // the bound is a lower one
-	// Value is the ratio of the medians of the rounds' medians. Low and High are its 95 % confidence interval, by bootstrap
-	// over the rounds.
+	// Value is the ratio of the medians of the rounds' medians. Low and High are its 95 % confidence interval, by
+	// bootstrap over the rounds.
 	Value float64 `json:"value"`
 	Low   float64 `json:"low"`
 	High  float64 `json:"high"`
@@ -87,14 +87,27 @@ func (r *Run) sides(keys []string) (medians [][]float64, reason string) {
 	return medians, ""
 }
 
+// whyMissing is the reason why a series is absent. What is missing may be named with some of the series' labels, or
+// with the first parts of its name only.
 func (r *Run) whyMissing(key string) string {
-	name, _, _ := strings.Cut(key, "{")
+	name, labels := split(key)
 	for _, m := range r.Missing {
-		if missing, _, _ := strings.Cut(m.Name, "{"); below(name, missing) && (missing == m.Name || m.Name == key) {
+		missing, with := split(m.Name)
+		stranger := func(label string) bool { return !slices.Contains(labels, label) }
+		if below(name, missing) && !slices.ContainsFunc(with, stranger) {
 			return m.Reason
 		}
 	}
 	return fmt.Sprintf("no series %s in this run", key)
+}
+
+// split takes a key apart, into the name and the labels with their values.
+func split(key string) (name string, labels []string) {
+	name, rest, found := strings.Cut(key, "{")
+	if found {
+		labels = strings.Split(strings.TrimSuffix(rest, "}"), ",")
+	}
+	return name, labels
 }
 
 // compute fills in value, interval and verdict.
@@ -109,8 +122,8 @@ func (ratio *Ratio) compute(above, below [][]float64) {
 	ratio.Value = of(func(all []float64) []float64 { return all })
 	values := make([]float64, resamples)
 	for i := range values {
-		// Rounds of all series were interleaved: the same rounds of each are drawn together, as far as all have them, so that
-		// what hit a round as a whole cancels out.
+		// Rounds of all series were interleaved: the same rounds of each are drawn together, as far as all have them,
+		// so that what hit a round as a whole cancels out.
 		seed := uint64(i)
 		values[i] = of(func(all []float64) []float64 { return resample(all, seed) })
 	}
@@ -129,6 +142,15 @@ func (ratio *Ratio) Describe() string {
 		return string(NotMeasured)
 	}
 	return fmt.Sprintf("%s at %s", ratio.Verdict, digits(ratio.Value))
+}
+
+// OfBound is the value and its interval as a multiple of the bound, or the other way round where the bound is a lower
+// one: up to 1, it is met. Bound and interval have to be positive.
+func (ratio *Ratio) OfBound() (low, value, high float64) {
+	if ratio.AtLeast {
+		return ratio.Bound / ratio.High, ratio.Bound / ratio.Value, ratio.Bound / ratio.Low
+	}
+	return ratio.Low / ratio.Bound, ratio.Value / ratio.Bound, ratio.High / ratio.Bound
 }
 
 func (ratio *Ratio) met(value float64) bool {

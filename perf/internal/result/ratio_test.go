@@ -20,6 +20,7 @@ func TestJudge(t *testing.T) {
 	rounds(r, "other", 20, 30, 26, 21, 22, 30)
 	rounds(r, "none", 0, 0, 0)
 	r.Miss("peer", errors.New("no module"))
+	r.Miss("scan{prefetch=1}", errors.New("no time"))
 	for _, test := range []struct {
 		ratio    Ratio
 		value    float64
@@ -34,6 +35,8 @@ func TestJudge(t *testing.T) {
 		{Ratio{Name: "alone", Numerator: []string{"none"}}, 0, Met, false, ""},
 		{Ratio{Name: "absent", Numerator: []string{"never"}}, 0, NotMeasured, false, "no series never"},
 		{Ratio{Name: "peer", Numerator: []string{"ours"}, Denominator: []string{"peer/read{size=1}"}}, 0, NotMeasured, false, "no module"},
+		{Ratio{Name: "labels", Numerator: []string{"scan{fabric=shm,prefetch=1}"}}, 0, NotMeasured, false, "no time"},
+		{Ratio{Name: "other labels", Numerator: []string{"scan{fabric=shm,prefetch=2}"}}, 0, NotMeasured, false, "no series scan"},
 		{Ratio{Name: "nothing"}, 0, NotMeasured, false, "no series"},
 		{Ratio{Name: "by zero", Numerator: []string{"ours"}, Denominator: []string{"none"}}, 0, NotMeasured, false, "zero"},
 	} {

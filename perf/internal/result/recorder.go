@@ -40,8 +40,8 @@ func (rec *Recorder) Control() *Recorder {
 // Begin begins a round anew: what was added since the last End is forgotten, as a warm-up's samples are.
 func (rec *Recorder) Begin() { rec.round.Reset() }
 
-// Add takes in a sample, a duration in nanoseconds mostly. Negative ones count as 0, and those beyond 18 minutes as that.
-// It does not allocate.
+// Add takes in a sample, a duration in nanoseconds mostly. Negative ones count as 0, and those beyond 18 minutes as
+// that. It does not allocate.
 func (rec *Recorder) Add(v int64) { rec.round.Add(v) }
 
 // Merge takes in samples that another thread has gathered in this round.

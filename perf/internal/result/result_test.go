@@ -147,6 +147,9 @@ func TestInterleave(t *testing.T) {
 	if err := r.Interleave(context.Background(), 20, 1, part("a", -1), part("b", 3), part("c", -1)); err != nil {
 		t.Fatal(err)
 	}
+	if !slices.Equal(turns[:3], []string{"a", "b", "c"}) {
+		t.Errorf("the first round is %v", turns[:3])
+	}
 	orders := map[string]bool{}
 	for i := 12; i+1 < len(turns); i += 2 {
 		pair := slices.Sorted(slices.Values(turns[i : i+2]))
@@ -179,6 +182,37 @@ func TestMerge(t *testing.T) {
 	}
 	if err := r.Merge("server", o); err == nil || !strings.Contains(err.Error(), "fault/write{sharers=0}") {
 		t.Errorf("%v for a series that both have", err)
+	}
+}
+
+// A pool has one round for each run, of what all of them have.
+func TestPool(t *testing.T) {
+	a, b := sample(t), sample(t)
+	a.Machine, b.Machine = map[string]string{"kernel": "6.1", "cpu": "x"}, map[string]string{"kernel": "6.12", "cpu": "x"}
+	a.Record("only/here", Latency, nil).Value(1)
+	a.Record("other/unit", Latency, nil).Value(1)
+	b.Record("other/unit", Rate, nil).Value(1)
+	pool, err := Pool(a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pool.check(); err != nil {
+		t.Error(err)
+	}
+	if len(pool.Series) != 3 || pool.Machine["kernel"] != "6.1 | 6.12" || pool.Machine["cpu"] != "x" || pool.Commit != "0123abc" {
+		t.Errorf("%+v", pool)
+	}
+	for _, s := range pool.Series {
+		one := a.Find(s.Key())
+		if len(s.Rounds) != 2 || s.Rounds[0].P50 != Median(one.Medians()) || s.P50 != one.P50 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if same, err := Pool(a); same != a || err != nil {
+		t.Errorf("a pool of one: %v", err)
+	}
+	if _, err := Pool(); err == nil {
+		t.Error("a pool of none")
 	}
 }
 

@@ -11,14 +11,22 @@ type Part struct {
 	Round func(ctx context.Context, round int) error // one round of it
 }
 
-// Interleave measures the parts of a group in rounds: in each round every part has one turn, in an order that the seed
-// decides, so that no part always follows the same other one. A part that fails is left out from then on, and the run says
-// why; the rounds it had stay. It returns an error only when the context ends.
+// Interleave measures the parts of a group in rounds: in each round every part has one turn, in the given order at
+// first, which is that of the series in the run, and from then on in one that the seed decides, so that no part always
+// follows the same other one. A part that fails is left out from then on, and the run says why; the rounds it had stay.
+// It returns an error only when the context ends.
 func (r *Run) Interleave(ctx context.Context, rounds int, seed uint64, parts ...Part) error {
 	order := rand.New(rand.NewPCG(seed, uint64(len(parts))))
 	failed := make([]bool, len(parts))
+	turns := make([]int, len(parts))
+	for i := range turns {
+		turns[i] = i
+	}
 	for round := range rounds {
-		for _, i := range order.Perm(len(parts)) {
+		if round > 0 {
+			turns = order.Perm(len(parts))
+		}
+		for _, i := range turns {
 			if failed[i] {
 				continue
 			}

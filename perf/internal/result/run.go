@@ -119,8 +119,8 @@ func (r *Run) Merge(elsewhere string, o *Run) error {
 	return nil
 }
 
-// Labels tell series of one name apart: nodes, vcpus, shards, fabric, size and the like, with their values. Sizes are in
-// bytes and times in nanoseconds, as plain numbers, so that plots can put them on an axis.
+// Labels tell series of one name apart: nodes, vcpus, shards, fabric, size and the like, with their values. Sizes are
+// in bytes and times in nanoseconds, as plain numbers, so that plots can put them on an axis.
 type Labels map[string]string
 
 // Key names one series within a run: its name, and its labels in the order of their names, as in

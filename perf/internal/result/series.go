@@ -29,8 +29,8 @@ type Series struct {
 	Name   string `json:"name"` // parts with slashes between, as in fault/read/clean-at-home
 	Labels Labels `json:"labels,omitempty"`
 	Measure
-	// Control: nothing of Ironspan is in it, as in the raw device's or another system's figures. Comparisons take it for a
-	// sign of whether the machine is as it was.
+	// Control: nothing of Ironspan is in it, as in the raw device's or another system's figures. Comparisons take it
+	// for a sign of whether the machine is as it was.
 	Control bool `json:"control,omitempty"`
 	Summary
 	// Rounds are the observations for ratios and comparisons.
@@ -61,8 +61,8 @@ type Round struct {
 	P99   float64 `json:"p99"`
 }
 
-// Stage is a part of a series' samples, in nanoseconds of each. Count may be smaller than the series', where not every
-// sample went through the stage; quantiles are of those that did.
+// Stage is a part of a series' samples, in nanoseconds of each. Count is smaller than the series', where not every
+// sample went through the stage; mean and quantiles are of those that did.
 type Stage struct {
 	Name   string  `json:"name"`
 	Count  int64   `json:"count"`
@@ -77,13 +77,14 @@ func StageOf(name string, h *Histogram) Stage {
 	return Stage{Name: name, Count: s.Count, MeanNs: h.Mean(), P50Ns: s.P50, P99Ns: s.P99}
 }
 
-// PerSample is how much of an average sample of the series the stage takes, in nanoseconds: its mean, weighed by how many
-// samples went through it. Where a sample can go through it more than once, so does its time.
-func (stage Stage) PerSample(s *Series) float64 {
+// Typical is how much of a typical sample of the series the stage takes, in nanoseconds: its median, weighed by the
+// share of samples that went through it. Means would add up better, but a few samples that waited for a CPU would be
+// most of them.
+func (stage Stage) Typical(s *Series) float64 {
 	if s.Count == 0 {
 		return 0
 	}
-	return stage.MeanNs * float64(stage.Count) / float64(s.Count)
+	return stage.P50Ns * min(float64(stage.Count)/float64(s.Count), 1)
 }
 
 // Key names the series within a run.

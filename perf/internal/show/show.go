@@ -71,16 +71,21 @@ func stages(b *strings.Builder, all []*result.Series) {
 		var rows [][]string
 		total := 0.0
 		for _, stage := range s.Stages {
-			total += stage.PerSample(s)
+			total += stage.Typical(s)
 		}
 		for _, stage := range s.Stages {
-			mean, share := stage.PerSample(s), ""
+			share := ""
 			if total > 0 {
-				share = fmt.Sprintf("%.0f %%", 100*mean/total)
+				share = fmt.Sprintf("%.0f %%", 100*stage.Typical(s)/total)
 			}
-			rows = append(rows, []string{stage.Name, ns(mean), share, ns(stage.P50Ns), ns(stage.P99Ns), fmt.Sprint(stage.Count)})
+			rows = append(rows, []string{
+				stage.Name, ns(stage.P50Ns), share, ns(stage.P99Ns), ns(stage.MeanNs), fmt.Sprint(stage.Count),
+			})
 		}
-		table(b, "Stages of "+s.Key(), []string{"stage", "mean of all", "share", "p50", "p99", "samples"}, rows)
+		if total > 0 && s.P50 > 0 {
+			rows = append(rows, []string{"sum", ns(total), fmt.Sprintf("%.0f %% of p50", 100*total/s.P50)})
+		}
+		table(b, "Stages of "+s.Key(), []string{"stage", "p50", "share", "p99", "mean", "samples"}, rows)
 	}
 }
 

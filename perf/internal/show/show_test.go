@@ -41,9 +41,10 @@ One number for each round
   scan    2.50 GB/s  2.50 GB/s  2.50 GB/s  1
 
 Stages of fault/read{nodes=2}
-  stage    mean of all  share  p50      p99      samples
-  request  1.50 us      75 %   1.40 us  1.90 us  3
-  revoke   500 ns       25 %   1.50 us  1.50 us  1
+  stage    p50      share  p99      mean     samples
+  request  1.40 us  74 %   1.90 us  1.50 us  3
+  revoke   1.50 us  26 %   1.50 us  1.50 us  1
+  sum      1.90 us  95 % of p50
 
 Ratios of medians
   ratio  bound         value  95 % interval  verdict       reason

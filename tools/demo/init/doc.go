@@ -14,6 +14,8 @@
 //	            store buffering
 //	clock       monotonic time handed from CPU to CPU, sleeps
 //	interrupts  thread migration, membarrier and TLB shootdown, with the kernel's own counts
+//	litmus      the programs of engine/litmus, as machine code, on pages of all nodes: each round must end as
+//	            x86-TSO allows
 //	memory      a pattern over most of each node's RAM, written by one CPU, verified and rewritten
 //	            by a CPU of another node, and verified again at home
 //
@@ -22,5 +24,5 @@
 //
 // The machine below may be slow by orders of magnitude and move memory a page at a time, so the
 // program keeps still: no garbage collection, runtime threads kept on CPU 0, progress counters on
-// pages of their own, no formatting library.
+// pages of their own, records without a formatting library.
 package main

@@ -29,8 +29,9 @@ func TestParseParams(t *testing.T) {
 		{cmdline: "a ironspan.demo=vcpus:1+1,nodes:2,mem:512+256 b", want: with(func(p *Params) {
 			p.VCPUs, p.Nodes, p.MemMB = []int{1, 1}, 2, []int{512, 256}
 		})},
-		{cmdline: "ironspan.demo=vcpus:2 ironspan.demo=pct:5,step:512,verify:8,rewrite:2,adds:9,rounds:7,ipis:3", want: with(func(p *Params) {
-			p.VCPUs, p.Percent, p.Step, p.Verify, p.Rewrite, p.Adds, p.Rounds, p.IPIs = []int{2}, 5, 512, 8, 2, 9, 7, 3
+		{cmdline: "ironspan.demo=vcpus:2 ironspan.demo=pct:5,step:512,verify:8,rewrite:2,adds:9,rounds:7,ipis:3,litmus:99", want: with(func(p *Params) {
+			p.VCPUs, p.Percent, p.Step, p.Verify, p.Rewrite = []int{2}, 5, 512, 8, 2
+			p.Adds, p.Rounds, p.IPIs, p.Litmus = 9, 7, 3, 99
 		})},
 		{cmdline: "ironspan.demo=", want: defaults()},
 		{cmdline: "ironspan.demo=cpus:2", wrong: "unknown key cpus"},
@@ -188,19 +189,19 @@ func onHost(t *testing.T) (*demo, *bytes.Buffer) {
 	t.Cleanup(crew.close)
 	out := &bytes.Buffer{}
 	params := defaults()
-	params.Adds, params.Rounds, params.IPIs = 500, 16, 4
+	params.Adds, params.Rounds, params.IPIs, params.Litmus = 500, 16, 4, 32
 	return &demo{out: &console{w: out}, params: params, crew: crew, name: t.Name()}, out
 }
 
 // The phases that need nothing of the machine pass on any coherent one: the host.
 func TestPhasesPassOnTheHost(t *testing.T) {
 	d, out := onHost(t)
-	for name, phase := range map[string]func() error{"atomics": d.atomics, "messages": d.messages, "clock": d.clock} {
+	for name, phase := range map[string]func() error{"atomics": d.atomics, "messages": d.messages, "clock": d.clock, "litmus": d.litmus} {
 		if err := phase(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if n := strings.Count(out.String(), `"event":"phase"`); n != 3 {
+	if n := strings.Count(out.String(), `"event":"phase"`); n != 4 {
 		t.Errorf("%d phase records in\n%s", n, out)
 	}
 }

@@ -112,7 +112,8 @@ func (d *demo) run(guest bool) error {
 		name string
 		run  func() error
 	}{
-		{"atomics", d.atomics}, {"messages", d.messages}, {"clock", d.clock}, {"interrupts", d.interrupts}, {"memory", d.memory},
+		{"atomics", d.atomics}, {"messages", d.messages}, {"clock", d.clock}, {"interrupts", d.interrupts},
+		{"litmus", d.litmus}, {"memory", d.memory},
 	} {
 		d.name, d.began = phase.name, monotonic()
 		if err := phase.run(); err != nil {

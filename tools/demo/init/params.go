@@ -17,6 +17,7 @@ type Params struct {
 	Adds    int // adds: increments by each CPU of each counter
 	Rounds  int // rounds: tokens around the ring, locks taken, clock readings
 	IPIs    int // ipis: migrations, barriers and shootdowns by each CPU
+	Litmus  int // litmus: batches of memory-model tests, of some 16 to 96 rounds each
 	Percent int // pct: share of each node's free RAM that the pattern fills
 	Step    int // step: bytes from one pattern word to the next; 8 fills pages to the last byte
 	Verify  int // verify: every how many-th page the other node reads
@@ -24,7 +25,7 @@ type Params struct {
 }
 
 func defaults() Params {
-	return Params{Adds: 4000, Rounds: 64, IPIs: 16, Percent: 60, Step: 8, Verify: 1, Rewrite: 1}
+	return Params{Adds: 4000, Rounds: 64, IPIs: 16, Litmus: 8, Percent: 60, Step: 8, Verify: 1, Rewrite: 1}
 }
 
 // parseParams reads the ironspan.demo= word of a kernel command line. Without one, nothing is
@@ -73,6 +74,8 @@ func (p *Params) set(key, value string) error {
 		return one(&p.Rounds)
 	case "ipis":
 		return one(&p.IPIs)
+	case "litmus":
+		return one(&p.Litmus)
 	case "verify":
 		return one(&p.Verify)
 	case "rewrite":

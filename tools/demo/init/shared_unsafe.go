@@ -59,15 +59,9 @@ func newBank(nodeID int, bind bool, size int) (bank, error) {
 	// Huge pages where there are some: less of the kernel's own bookkeeping moves between the nodes.
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
 	if bind {
-		const mpolBind = 2
-		mask := [16]uint64{}
-		mask[nodeID/64] = 1 << (nodeID % 64)
-		// Safe: mem and mask outlive the call, which reads only mask.
-		_, _, errno := unix.Syscall6(unix.SYS_MBIND, uintptr(unsafe.Pointer(&mem[0])), uintptr(size), mpolBind,
-			uintptr(unsafe.Pointer(&mask[0])), uintptr(len(mask)*64), 0)
-		if errno != 0 {
+		if err := bindTo(mem, nodeID); err != nil {
 			_ = unix.Munmap(mem)
-			return nil, errors.New("mbind to node " + strconv.Itoa(nodeID) + ": " + errno.Error())
+			return nil, err
 		}
 	}
 	return unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8), nil
@@ -75,6 +69,20 @@ func newBank(nodeID int, bind bool, size int) (bank, error) {
 
 func (b bank) free() {
 	_ = unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(&b[0])), len(b)*8))
+}
+
+// bindTo has the kernel take the pages of mem, which begins on a page, from the given node alone.
+func bindTo(mem []byte, nodeID int) error {
+	const mpolBind = 2
+	mask := [16]uint64{}
+	mask[nodeID/64] = 1 << (nodeID % 64)
+	// Safe: mem and mask outlive the call, which reads only mask.
+	_, _, errno := unix.Syscall6(unix.SYS_MBIND, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), mpolBind,
+		uintptr(unsafe.Pointer(&mask[0])), uintptr(len(mask)*64), 0)
+	if errno != 0 {
+		return errors.New("mbind to node " + strconv.Itoa(nodeID) + ": " + errno.Error())
+	}
+	return nil
 }
 
 // currentCPU is the CPU the calling thread runs on.

@@ -18,6 +18,7 @@ type Guest struct {
 	NUMANodes   int     `json:"numa_nodes"`
 	Nodes       []Node  `json:"nodes,omitempty"`
 	Phases      []Phase `json:"phases,omitempty"`
+	Litmus      []Tally `json:"litmus,omitempty"`       // by shape
 	BootSeconds float64 `json:"boot_seconds"`           // of the host's clock, to the first line of init
 	DoneSeconds float64 `json:"done_seconds,omitempty"` // likewise, to its last
 	Passed      bool    `json:"passed"`                 // init said that all checks passed
@@ -42,6 +43,15 @@ type Phase struct {
 	Counts       map[string]float64 `json:"counts,omitempty"`
 }
 
+// Tally is how the rounds of a program of package litmus ended.
+type Tally struct {
+	Shape       string `json:"shape"`
+	Rounds      int    `json:"rounds"`
+	Interleaved int    `json:"interleaved"` // of the rounds: they ended as no order of whole threads does
+	Outcomes    int    `json:"outcomes"`    // different ones
+	Allowed     int    `json:"allowed"`     // by x86-TSO
+}
+
 // Started reports whether the guest's init was reached.
 func (g *Guest) Started() bool { return g.started }
 
@@ -62,20 +72,21 @@ func (g *Guest) Verdict() error {
 
 // event is one line of init's, with all that any kind of event has.
 type event struct {
-	Event   string          `json:"event"`
-	Name    string          `json:"name"`
-	Phase   string          `json:"phase"`
-	Step    string          `json:"step"`
-	What    string          `json:"what"`
-	Kernel  string          `json:"kernel"`
-	Seconds float64         `json:"seconds"`
-	Percent int             `json:"percent"`
-	ID      int             `json:"id"`
-	TotalKB int64           `json:"total_kb"`
-	Brought int             `json:"brought_up"`
-	OK      bool            `json:"ok"`
-	CPUs    json.RawMessage `json:"cpus"`  // a list for a node, a number for the machine
-	Nodes   json.RawMessage `json:"nodes"` // a number
+	Event   string  `json:"event"`
+	Name    string  `json:"name"`
+	Phase   string  `json:"phase"`
+	Step    string  `json:"step"`
+	What    string  `json:"what"`
+	Kernel  string  `json:"kernel"`
+	Seconds float64 `json:"seconds"`
+	Percent int     `json:"percent"`
+	ID      int     `json:"id"`
+	TotalKB int64   `json:"total_kb"`
+	Brought int     `json:"brought_up"`
+	Tally
+	OK    bool            `json:"ok"`
+	CPUs  json.RawMessage `json:"cpus"`  // a list for a node, a number for the machine
+	Nodes json.RawMessage `json:"nodes"` // a number
 }
 
 // Line takes a line of the console that came seconds after the run began, and returns what to show of it;
@@ -125,6 +136,10 @@ func (g *Guest) take(seconds float64, e *event, raw json.RawMessage) string {
 		})
 	case "memory":
 		return fmt.Sprintf("demo: memory, %s: done", e.Step)
+	case "litmus":
+		g.Litmus = append(g.Litmus, e.Tally)
+		return fmt.Sprintf("demo: litmus, %s: %d rounds, %d interleaved, %d of %d outcomes",
+			e.Shape, e.Rounds, e.Interleaved, e.Outcomes, e.Allowed)
 	case "fail":
 		g.Failure = e.Phase + ": " + e.What
 	case "done":

@@ -220,14 +220,20 @@ func (d *Demo) runs(row func(...string)) {
 		}
 		return seconds(r.Guest.DoneSeconds)
 	})
-	line("RAM checked, MiB", func(r *Run) string {
-		for _, p := range r.Guest.Phases {
-			if pages, found := p.Counts["pages"]; found {
-				return fmt.Sprintf("%.0f", pages/256)
+	count := func(name, phase, of string, unit float64) {
+		line(name, func(r *Run) string {
+			for _, p := range r.Guest.Phases {
+				if n, found := p.Counts[of]; found && p.Name == phase {
+					return fmt.Sprintf("%.0f", n/unit)
+				}
 			}
-		}
-		return "-"
-	})
+			return "-"
+		})
+	}
+	count("litmus rounds", "litmus", "rounds", 1)
+	count("their outcomes", "litmus", "outcomes", 1)
+	count("interleaved rounds", "litmus", "interleaved", 1)
+	count("RAM checked, MiB", "memory", "pages", 256)
 }
 
 func phaseNames(runs []*Run) []string {

@@ -58,11 +58,11 @@ func TestGuestOfARecordedConsole(t *testing.T) {
 			t.Errorf("phase %+v", p)
 		}
 	}
-	if diff := cmp.Diff([]string{"atomics", "messages", "clock", "interrupts", "memory"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"atomics", "messages", "clock", "interrupts", "litmus", "memory"}, names); diff != "" {
 		t.Errorf("phases (-want +got)\n%s", diff)
 	}
-	if g.Phases[4].Counts["pages"] != 21504 {
-		t.Errorf("memory counts %v", g.Phases[4].Counts)
+	if g.Phases[5].Counts["pages"] != 21504 {
+		t.Errorf("memory counts %v", g.Phases[5].Counts)
 	}
 	if g.BootSeconds <= 60 || g.DoneSeconds <= g.BootSeconds {
 		t.Errorf("boot %v, done %v", g.BootSeconds, g.DoneSeconds)

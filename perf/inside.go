@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"ironspan/perf/internal/micro"
+	"ironspan/perf/internal/peers"
+	"ironspan/perf/internal/result"
+	"ironspan/perf/internal/servers"
+)
+
+// insideCmd are the commands that this program runs in servers, itself: their answers are JSON.
+type insideCmd struct {
+	peers.Commands
+
+	MicroServe microServeCmd `cmd:"" help:"Have a part in another server's microbenchmarks."`
+	MicroLead  microLeadCmd  `cmd:"" help:"Run microbenchmarks on this server and others."`
+}
+
+type microServeCmd struct {
+	Addr  string `arg:"" help:"Address and port to listen on."`
+	Token string `arg:"" help:"What the leader has to know."`
+}
+
+// Run serves until its input ends.
+func (c *microServeCmd) Run(ctx context.Context, stdout io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	return micro.Serve(ctx, c.Addr, c.Token, func() { fmt.Fprintln(stdout, servers.Ready) })
+}
+
+type microLeadCmd struct {
+	suiteFlags
+	Token string   `help:"What the servers expect." required:""`
+	Scale string   `help:"How long benchmarks go on." required:""`
+	Addrs []string `arg:"" help:"Addresses and ports of the servers."`
+}
+
+// Run prints the result.
+func (c *microLeadCmd) Run(ctx context.Context, stdout io.Writer) error {
+	scale, err := micro.ScaleNamed(c.Scale)
+	if err != nil {
+		return err
+	}
+	leader, err := micro.Lead(ctx, c.Addrs, c.Token, c.Scale)
+	if err != nil {
+		return err
+	}
+	defer leader.Close()
+	run := result.New("lab", "")
+	err = micro.Measure(ctx, run, leader, micro.Options{
+		Scale: scale, Rounds: c.rounds(labRounds), Only: c.Only, Seed: c.Seed, Say: say,
+	})
+	if err != nil {
+		return err
+	}
+	run.Ended()
+	return json.NewEncoder(stdout).Encode(run)
+}
