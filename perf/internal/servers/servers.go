@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -137,7 +138,8 @@ func decode(out []byte, into any, what string) error {
 // Ready is the line by which a process says that it serves.
 const Ready = "ready"
 
-// Process runs in a server until its standard input ends.
+// Process runs in a server until its standard input ends. The end of a context does not end it, for others may depend on
+// it that have to undo something first: whoever started it calls End.
 type Process struct {
 	what      string
 	cmd       *exec.Cmd
@@ -149,17 +151,29 @@ type Process struct {
 
 // Serve starts a command of this program's own in a server and returns when it says that it is ready.
 func (l Lab) Serve(ctx context.Context, server int, words ...string) (*Process, error) {
-	return l.start(ctx, server, words[0], l.inside(words), true)
+	p, err := l.start(ctx, server, words[0], l.inside(words))
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { p.Interrupt() })
+	line, err := p.out.ReadString('\n')
+	if stop() && err == nil && strings.TrimSpace(line) == Ready {
+		return p, nil
+	}
+	if _, end := p.End(); end != nil {
+		return nil, end
+	}
+	return nil, fmt.Errorf("servers: %s: it said %q where %q was due", p.what, line, Ready)
 }
 
 // Start starts a command in a server.
 func (l Lab) Start(ctx context.Context, server int, words ...string) (*Process, error) {
-	return l.start(ctx, server, words[0], words, false)
+	return l.start(ctx, server, words[0], words)
 }
 
-func (l Lab) start(ctx context.Context, server int, what string, words []string, await bool) (*Process, error) {
+func (l Lab) start(ctx context.Context, server int, what string, words []string) (*Process, error) {
 	p := &Process{what: fmt.Sprintf("server %d: %s", server, what)}
-	p.cmd = l.command(ctx, append([]string{"exec", strconv.Itoa(server), "--"}, words...)...)
+	p.cmd = l.command(context.WithoutCancel(ctx), append([]string{"exec", strconv.Itoa(server), "--"}, words...)...)
 	p.cmd.Stderr = &p.complaint
 	stdout, err := p.cmd.StdoutPipe()
 	if err == nil {
@@ -172,27 +186,19 @@ func (l Lab) start(ctx context.Context, server int, what string, words []string,
 		return nil, fmt.Errorf("servers: %s: %w", p.what, err)
 	}
 	p.out = bufio.NewReader(stdout)
-	if !await {
-		return p, nil
-	}
-	line, err := p.out.ReadString('\n')
-	if err == nil && strings.TrimSpace(line) == Ready {
-		return p, nil
-	}
-	if _, end := p.End(); end != nil {
-		return nil, end
-	}
-	return nil, fmt.Errorf("servers: %s: it said %q where %q was due", p.what, line, Ready)
+	return p, nil
 }
 
-// End ends the process by the end of its input and returns what it wrote since it was ready. Once is enough; further
-// calls do nothing.
+// End ends the process by the end of its input and returns what it wrote since it was ready. One that takes no notice is
+// interrupted, and then killed. Once is enough; further calls do nothing.
 func (p *Process) End() ([]byte, error) {
 	if p.ended {
 		return nil, nil
 	}
 	p.ended = true
 	p.stdin.Close()
+	defer time.AfterFunc(grace, func() { p.Interrupt() }).Stop()
+	defer time.AfterFunc(2*grace, func() { p.cmd.Process.Kill() }).Stop()
 	out, rerr := io.ReadAll(p.out)
 	if err := p.cmd.Wait(); err != nil {
 		return out, fmt.Errorf("servers: %s: %w", p.what, failure(err, p.complaint.String()+string(out)))
@@ -211,7 +217,7 @@ func (p *Process) Answer(into any) error {
 
 // Interrupt ends a process that does not look at its input.
 func (p *Process) Interrupt() error {
-	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("servers: %s: %w", p.what, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // fakeLab stands in for bin/lab: a server's programs are this machine's, and its words are written down.
@@ -101,19 +102,50 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
+const steady = `trap 'echo undone >>"$0.log"; exit 1' INT; echo begun >>"$0.log"; while :; do sleep 0.01; done`
+
+func (l Lab) log(t *testing.T) string {
+	b, err := os.ReadFile(l.Self + ".log")
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 // The end of the context is an interrupt, so that the part can undo what it did.
 func TestInterrupted(t *testing.T) {
-	l, said := newFake(t, `trap 'echo undone >>"$0.log"; exit 1' INT; echo ready; while :; do sleep 0.01; done`)
+	for name, start := range map[string]func(context.Context, Lab) error{
+		"asked":              func(ctx context.Context, l Lab) error { return l.Ask(ctx, nil, 0, "part") },
+		"not ready to serve": func(ctx context.Context, l Lab) error { _, err := l.Serve(ctx, 0, "part"); return err },
+	} {
+		l, _ := newFake(t, steady)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- start(ctx, l) }()
+		for l.log(t) == "" {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+		if err := <-ended; err == nil {
+			t.Errorf("%s: it ended well", name)
+		}
+		if got := l.log(t); got != "begun\nundone\n" {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// Who serves outlives the context: others may need it for what they have to undo.
+func TestServeOutlivesContext(t *testing.T) {
+	l, _ := newFake(t, `echo ready; cat >/dev/null; echo '"done"'`)
 	ctx, cancel := context.WithCancel(t.Context())
 	p, err := l.Serve(ctx, 0, "part")
 	if err != nil {
 		t.Fatal(err)
 	}
 	cancel()
-	if _, err := p.End(); err == nil {
-		t.Error("it ended well")
-	}
-	if b, err := os.ReadFile(l.Self + ".log"); err != nil || string(b) != "undone\n" {
-		t.Errorf("%q, %v; %s", b, err, said())
+	var a string
+	if err := p.Answer(&a); err != nil || a != "done" {
+		t.Errorf("%q, %v", a, err)
 	}
 }
