@@ -74,7 +74,9 @@ func nvmeConnect(ctx context.Context, addr string, undo *undo) (string, error) {
 		return "", fmt.Errorf("peers: nvme: %w", err)
 	}
 	defer f.Close()
-	if _, err := fmt.Fprintf(f, "transport=rdma,traddr=%s,trsvcid=%s,nqn=%s", addr, nvmePort, nqn); err != nil {
+	// With a limit to reconnecting, a target that has gone is an error of the program over it, and not one that never ends.
+	const options = "transport=rdma,traddr=%s,trsvcid=%s,nqn=%s,reconnect_delay=2,ctrl_loss_tmo=20"
+	if _, err := fmt.Fprintf(f, options, addr, nvmePort, nqn); err != nil {
 		return "", fmt.Errorf("peers: nvme: connect: %w (the kernel's log says why)", err)
 	}
 	answer, err := io.ReadAll(f)
