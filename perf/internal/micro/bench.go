@@ -129,8 +129,7 @@ func mean(ns []int64) float64 {
 
 // stages of a latency series, over all of its rounds.
 type stages struct {
-	parts  [fastpath.Stages]*result.Histogram
-	served float64 // ns, of all faults that went through the requester's stages
+	parts [fastpath.Stages]*result.Histogram
 }
 
 // Stages splits the latency of the series by what the requester's and the other nodes' shards noted. It makes sense only

@@ -97,13 +97,6 @@ func (t *Trial) program(node, vcpu int, body func(*writer)) []byte {
 // meet waits for all vCPUs of the trial.
 func (w *writer) meet() { w.Out8(meetPort) }
 
-// meets is for a vCPU that has nothing to do in so many phases.
-func (w *writer) meets(n int) {
-	for range n {
-		w.meet()
-	}
-}
-
 // now puts the time into RAX; RDX is lost.
 func (w *writer) now() { w.Lfence().Rdtsc() }
 
