@@ -35,6 +35,7 @@ type cluster struct {
 	storm   bool
 	// production: pages that look as if they migrated move at once, sequences are fetched ahead.
 	production bool
+	evict      bool // a node may hold fewer pages of the others than the shapes are on
 }
 
 func (c *cluster) nodes() int { return max(2, slices.Max(c.threads)+1) }
@@ -45,15 +46,17 @@ var (
 )
 
 var clusters = []cluster{
-	{"one node", []int{0, 0}, false, false, false}, // to compare with: no pages move
-	{"two nodes", two, false, false, false},
-	{"two nodes, storm", two, false, true, false},
-	{"two nodes, tenure", two, true, false, true},
-	{"two nodes, tenure, storm", two, true, true, true},
-	{"three nodes", three, false, false, true},
-	{"three nodes, storm", three, false, true, false},
-	{"three nodes, tenure", three, true, false, false},
-	{"three nodes, tenure, storm", three, true, true, true},
+	{"one node", []int{0, 0}, false, false, false, false}, // to compare with: no pages move
+	{"two nodes", two, false, false, false, false},
+	{"two nodes, storm", two, false, true, false, false},
+	{"two nodes, tenure", two, true, false, true, false},
+	{"two nodes, tenure, storm", two, true, true, true, false},
+	{"two nodes, tenure, storm, eviction", two, true, true, true, true},
+	{"three nodes", three, false, false, true, false},
+	{"three nodes, storm", three, false, true, false, false},
+	{"three nodes, tenure", three, true, false, false, false},
+	{"three nodes, tenure, storm", three, true, true, true, false},
+	{"three nodes, storm, eviction", three, false, true, false, true},
 }
 
 // trials are all shapes at all placements where they make sense, or some of them. litmus.Shapes of two threads run on two nodes.
@@ -117,6 +120,9 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 	if c.production {
 		cfg.Migratory, cfg.Prefetch = true, 16
 	}
+	if c.evict {
+		cfg.Cache = 3
+	}
 	areas := make([]uint64, len(c.threads)) // each thread's memory
 	for i, node := range c.threads {
 		areas[i] = addr(node, recordPage+areaPages*len(cfg.Code[node]))
@@ -170,7 +176,9 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 	}
 	found.judge(t, memory, trials)
 	for _, n := range ns {
-		found.faults += n.Shard.Snapshot().Faults
+		snap := n.Shard.Snapshot()
+		found.faults += snap.Faults
+		found.evictions += snap.Agent.EvictionsClean + snap.Agent.EvictionsDirty
 	}
 }
 
@@ -304,7 +312,7 @@ func (x *trial) outcome(memory [][]byte, round, janitor int) (o litmus.Outcome, 
 // findings are what runs ended with.
 type findings struct {
 	litmus.Judge
-	faults uint64
+	faults, evictions uint64
 }
 
 // judge fails the test for each outcome that the model does not have.
@@ -330,5 +338,6 @@ func (f *findings) log(t *testing.T) {
 			is.Name(), is.Rounds, is.Outcomes(), is.Allowed(), is.Histogram()))
 	}
 	_, all, _, interleaved := f.Sum()
-	t.Logf("%d rounds, %d of them ended as no order of whole threads does, %d faults\n%s", all, interleaved, f.faults, strings.Join(lines, "\n"))
+	t.Logf("%d rounds, %d of them ended as no order of whole threads does, %d faults, %d evictions\n%s", all, interleaved, f.faults,
+		f.evictions, strings.Join(lines, "\n"))
 }
