@@ -93,7 +93,7 @@ test-kvm: bootstrap ## mini-guests on this host's /dev/kvm, two nodes over share
 
 # Like the kvm tier's, but all of it, again and again; what outcomes there were is said at the end.
 .PHONY: litmus
-litmus: bootstrap ## memory-model tests as guests on several nodes, each of nine clusters DURATION long (default 1m)
+litmus: bootstrap ## memory-model tests as guests on several nodes, each of eleven clusters DURATION long (default 1m)
 	@mkdir -p build/test; $(WITH) go test -count=1 -v -timeout 0 -run TestGuests ./engine/litmus \
 		-args -all -long $(or $(DURATION),1m) >build/test/litmus.log 2>&1 && ok=1 || ok=0; \
 	grep -v -E '^=== |^ *--- PASS.*seed' build/test/litmus.log; [ $$ok = 1 ]
