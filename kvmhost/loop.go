@@ -40,11 +40,11 @@ func (v *vcpu) loop() error {
 				v.pause(armed && v.run.IfFlag != 0, deadline)
 				continue
 			}
-			v.halted = false
 		}
 		if errno := v.inject(vector, pending); errno != 0 {
 			return v.failed("inject", errno)
 		}
+		v.halted = false
 		if deadline, armed := v.lapic.NextDeadline(); armed {
 			if errno := v.arm(deadline, now); errno != 0 {
 				return v.failed("arm timer", errno)
@@ -141,6 +141,7 @@ func (v *vcpu) inject(vector uint8, pending bool) unix.Errno {
 		}
 	}
 	if pending && v.run.ReadyForInterruptInjection != 0 {
+		v.restless = v.vm.shadowQuirk && !v.halted
 		v.lapic.Acknowledge(vector)
 		v.vector = uint32(vector)
 		v.stats[Injected].Add(1)
@@ -236,7 +237,10 @@ func (v *vcpu) exit(reason uint32) (fatal bool) {
 		v.mmio(v.run.mmio())
 	case uint32(kvm.EXITHLT):
 		v.stats[Halts].Add(1)
-		v.halted = true
+		// The interrupt may have come between STI and HLT: let the guest look for work once more before it sleeps. Real
+		// processors, too, end a HLT for reasons of their own, as after an SMI.
+		v.halted = !v.restless || v.run.IfFlag == 0
+		v.restless = false
 	case uint32(kvm.EXITIRQWINDOWOPEN):
 		v.stats[Windows].Add(1)
 	case exitX86RDMSR:

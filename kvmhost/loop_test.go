@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 
 	"ironspan/kvmhost/apic"
@@ -173,6 +174,47 @@ func TestInterruptWindow(t *testing.T) {
 	g.runToEnd()
 	if got := g.word(ipiAddr + 8); got != 0 {
 		t.Errorf("%d interrupts taken with interrupts off", got)
+	}
+}
+
+// TestInterruptShadow posts an interrupt to a vCPU that has left between STI and HLT. Whether or not the processor lets
+// it halt first, it must not sleep over it.
+func TestInterruptShadow(t *testing.T) {
+	g := newGuest(t, 1, minivm.Config{Code: [][]byte{{0xf4}}}, nil)
+	copy(g.ram[0x8000:], []byte{0xf4, 0xe6, donePort, 0xeb, 0xfe}) // hlt; out donePort, al; jmp $
+	copy(g.ram[0x8100:], realModeHandler)
+	binary.LittleEndian.PutUint32(g.ram[vecIPI*4:], 0x8100)
+	v := g.vm.vcpus[0]
+	if errno := v.start(0x08); errno != 0 {
+		t.Fatal(errno)
+	}
+	var regs kvm.Regs
+	if err := ioctlPtr(v.fd, reqGetRegs, &regs); err != nil {
+		t.Fatal(err)
+	}
+	regs.RFLAGS |= flagIF
+	regs.RSP = 0x7c00
+	if err := ioctlPtr(v.fd, reqSetRegs, &regs); err != nil {
+		t.Fatal(err)
+	}
+	events := &kvm.VCPUEvents{Flags: eventsShadow, I: kvm.Interrupt{Shadow: shadowSTI}}
+	if err := ioctlPtr(v.fd, reqSetEvents, events); err != nil {
+		t.Fatal(err)
+	}
+	v.run.ImmediateExit = 1 // KVM says whether it would take an interrupt
+	if errno := ioctlRun(v.fd); errno != unix.EINTR {
+		t.Fatal(errno)
+	}
+	v.run.ImmediateExit = 0
+	if v.run.ReadyForInterruptInjection != 0 || v.run.IfFlag == 0 {
+		t.Fatal("no shadow")
+	}
+	v.waitSIPI = false
+	v.lapic.Write(v.now(), 0xf0, []byte{0xff, 1, 0, 0}) // enable
+	g.vm.Deliver(apic.Message{Dest: 0, Vector: vecIPI, Level: true, Source: apic.NoSource})
+	g.runToEnd()
+	if s := g.vm.Stats(0); s[Halts] != 1 || s[Injected] != 1 || g.ram[0x9008] != 1 {
+		t.Errorf("%d interrupts; stats %v", g.ram[0x9008], s)
 	}
 }
 

@@ -31,7 +31,11 @@ type Support struct {
 	// preemption timer does, in a fast path), unless MWAIT is left to the guest. Every VM is then set up so; the
 	// guest's CPUID has no MWAIT all the same.
 	MWAITQuirk bool
-	PMUControl bool // the virtual PMU can be switched off
+	// ShadowQuirk: a guest that leaves between STI, or a load of SS, and the next instruction comes back without the
+	// interrupt shadow of that instruction. An interrupt then comes between STI and HLT, and the guest sleeps on.
+	// QEMU's emulation of SVM saves the shadow at an exit and does not load it at the next entry.
+	ShadowQuirk bool
+	PMUControl  bool // the virtual PMU can be switched off
 	// Translation is how guest addresses are translated. With Shadow, a VM on several servers needs Config.Snoopers,
 	// and Snoop says whether this KVM can have any: it takes system management mode.
 	Translation Translation
@@ -113,7 +117,7 @@ func probe() (*Support, error) {
 	case !r.deadlineExits:
 		return nil, notSupported("writes of the TSC-deadline MSR do not reach user space in spite of the MSR filter")
 	}
-	s.TSCKHz, s.TSCOffset = r.tscKHz, r.tscOffset
+	s.TSCKHz, s.TSCOffset, s.ShadowQuirk = r.tscKHz, r.tscOffset, r.shadowLost
 	return s, nil
 }
 
@@ -143,6 +147,7 @@ func checkExtension(fd int, c kvm.Capability) (int, error) {
 
 type trialResult struct {
 	deadlineExits bool
+	shadowLost    bool
 	tscOffset     bool
 	tscKHz        uint64
 }
@@ -205,26 +210,51 @@ func trial(dev int, mwait bool) (r trialResult, err error) {
 	if err := ioctlPtr(int(cpu), reqSetSregs, &sregs); err != nil {
 		return r, err
 	}
-	if err := ioctlPtr(int(cpu), reqSetRegs, &kvm.Regs{RIP: gpa, RFLAGS: 2}); err != nil {
+	// The HLT as if an STI were before it, with somebody who wants to know when the guest takes interrupts.
+	exit, err := enter(int(cpu), run, kvm.Regs{RIP: gpa + uint64(len(trialCode)-1), RFLAGS: 2 | flagIF}, shadowSTI)
+	switch {
+	case err != nil:
 		return r, err
+	case exit == uint32(kvm.EXITIRQWINDOWOPEN):
+		r.shadowLost = true
+	case exit != uint32(kvm.EXITHLT):
+		return r, fmt.Errorf("unexpected exit %s in an interrupt shadow", exitName(exit))
 	}
+	switch exit, err = enter(int(cpu), run, kvm.Regs{RIP: gpa, RFLAGS: 2}, 0); {
+	case err != nil:
+		return r, err
+	case exit == exitX86WRMSR:
+		r.deadlineExits = run.msr().Index == apic.MSRTSCDeadline
+	case exit != uint32(kvm.EXITHLT):
+		return r, fmt.Errorf("unexpected exit %s", exitName(exit))
+	}
+	return r, nil
+}
+
+const (
+	flagIF    = 1 << 9 // RFLAGS
+	shadowSTI = 2      // KVM_X86_SHADOW_INT_STI
+)
+
+// enter runs the trial's vCPU from regs until it leaves for a reason of its own. With a shadow, it also leaves when it
+// can take an interrupt.
+func enter(cpu int, run runPage, regs kvm.Regs, shadow uint8) (exit uint32, err error) {
+	if err := ioctlPtr(cpu, reqSetRegs, &regs); err != nil {
+		return 0, err
+	}
+	events := &kvm.VCPUEvents{Flags: eventsShadow, I: kvm.Interrupt{Shadow: shadow}}
+	if err := ioctlPtr(cpu, reqSetEvents, events); err != nil {
+		return 0, err
+	}
+	run.RequestInterruptWindow = min(shadow, 1)
 	for range 100 {
-		switch errno := ioctlRun(int(cpu)); errno {
+		switch errno := ioctlRun(cpu); errno {
 		case unix.EINTR, unix.EAGAIN:
-			continue
 		case 0:
+			return run.ExitReason, nil
 		default:
-			return r, errno
-		}
-		switch run.ExitReason {
-		case exitX86WRMSR:
-			r.deadlineExits = run.msr().Index == apic.MSRTSCDeadline
-			return r, nil
-		case uint32(kvm.EXITHLT):
-			return r, nil
-		default:
-			return r, fmt.Errorf("unexpected exit %s", exitName(run.ExitReason))
+			return 0, errno
 		}
 	}
-	return r, errors.New("interrupted all the time")
+	return 0, errors.New("interrupted all the time")
 }

@@ -39,6 +39,7 @@ type vcpu struct {
 	offset   int64 // guest TSC less host TSC, as last told to KVM
 	waitSIPI bool  // waits for a startup IPI
 	halted   bool
+	restless bool   // took an interrupt while it ran, and has not halted since: see Support.ShadowQuirk
 	nmi      bool   // an NMI is to be injected
 	cr8      uint64 // as last told to KVM
 	vector   uint32 // argument of KVM_INTERRUPT

@@ -94,6 +94,8 @@ type VM struct {
 	tscOffset atomic.Int64 // guest TSC less host TSC, as wanted; each vCPU's thread follows
 	haltPoll  int64        // ns
 
+	shadowQuirk bool // Support.ShadowQuirk
+
 	mu      sync.Mutex // guards what follows
 	started bool
 	closed  bool
@@ -154,7 +156,8 @@ func New(c Config) (_ *VM, err error) {
 		return nil, fmt.Errorf("kvmhost: size of kvm_run: %w", err)
 	}
 
-	vm := &VM{fd: -1, bus: c.Bus, eoi: c.EOI, remote: c.Remote, tscKHz: c.TSCKHz, haltPoll: int64(c.HaltPoll)}
+	vm := &VM{fd: -1, bus: c.Bus, eoi: c.EOI, remote: c.Remote, tscKHz: c.TSCKHz, haltPoll: int64(c.HaltPoll),
+		shadowQuirk: support.ShadowQuirk}
 	vm.kickFn = vm.kick
 	if vm.idle = c.Idle; vm.idle == nil {
 		vm.idle = func(bool) {}
