@@ -80,7 +80,12 @@ func (n *node) isHome(p wire.PFN) bool { return p >= n.home.First && p < n.home.
 // fault hands a fault to the agent, which may know better by now.
 func (c *cluster) fault(n *node, page wire.PFN, write bool) {
 	c.result.Faults++
-	if _, asked := n.since[page]; !asked {
+	need := wire.Shared
+	if write {
+		need = wire.Modified
+	}
+	// What the page allows by now nobody waits for, even if the page is being given back.
+	if _, asked := n.since[page]; !asked && n.guest[page] < need {
 		n.since[page] = c.now
 	}
 	if s := n.agent.Fault(c.now, page, write); s != coherence.OK {

@@ -119,6 +119,16 @@ func TestManyNodes(t *testing.T) {
 	}
 }
 
+// TestNobodyWaits has seeds in which a fault came late for a page that was there and was being given back: it waits for
+// nothing, and a fault after that is not as old as this one.
+func TestNobodyWaits(t *testing.T) {
+	for _, seed := range []uint64{1882817659142463, 1882817659216294} {
+		if _, err := Run(Random(seed)); err != nil {
+			t.Errorf("seed %d: %v", seed, err)
+		}
+	}
+}
+
 // TestReplay checks that a seed is all there is to a run, of any sort.
 func TestReplay(t *testing.T) {
 	var large, failed, judged, tried bool
