@@ -303,8 +303,8 @@ func TestGuestsCacheLittle(t *testing.T) {
 			took := time.Since(began)
 			for i, n := range ns {
 				s := n.Shard.Snapshot().Agent
-				t.Logf("node %d: %v, %d pages evicted clean, %d dirty, %d too late; %d cached at most, %d now; %d frames seen at most", i,
-					took.Round(time.Millisecond), s.EvictionsClean, s.EvictionsDirty, s.EvictionsLost, s.CachedMost, s.Cached, most[i])
+				t.Logf("node %d: %v, %d pages evicted clean, %d dirty, %d fetched; %d cached at most, %d now; %d frames seen at most", i,
+					took.Round(time.Millisecond), s.EvictionsClean, s.EvictionsDirty, s.Fetches, s.CachedMost, s.Cached, most[i])
 				if s.EvictionsDirty < sweepPages-bound || s.EvictionsClean == 0 {
 					t.Errorf("node %d evicted too little", i)
 				}

@@ -147,8 +147,8 @@ func addAgent(c map[string]uint64, s *coherence.Stats) {
 	c["cached_pages_most"] += s.CachedMost
 	c["evictions_clean"] += s.EvictionsClean
 	c["evictions_dirty"] += s.EvictionsDirty
-	c["evictions_lost"] += s.EvictionsLost
-	c["pages_taken_back"] += s.Puts
+	c["fetches"] += s.Fetches
+	c["returns"] += s.Returns
 	c["deferred"] += s.Deferred
 	c["deferred_ns"] += s.DeferredNs
 	c["pages_sent"] += s.PagesSent

@@ -6,7 +6,8 @@
 // # The loop
 //
 // Each round polls the lane, then reads faults, then ticks the agent if a tenure has ended; actions are
-// performed, in order, after every single input, because the agent demands it. What may wait is the installation of
+// performed, in order, after every single input, because the agent demands it. That a page is parked, or fetched, is an
+// input like a message, from the node's own lane. What may wait is the installation of
 // pages that nobody waits for: those that lie together are gathered, and installed by one call before anything is done
 // that knows of them, and before the next flush. Posts are flushed after every few messages, after the last, and after
 // the faults of a round. Nothing in the loop allocates, takes a lock, uses a channel, logs

@@ -34,7 +34,7 @@ func (s *Shard) gather(now int64, a *coherence.Action) {
 }
 
 // holds says whether an action may be performed before what is gathered is installed: it neither knows these pages nor
-// lets anybody write to their slots.
+// lets anybody write to their slots, as a request does, and a fetch.
 func (g *gathered) holds(a *coherence.Action) bool {
 	return a.Op == coherence.OpInstall || a.Op == coherence.OpSend && a.Msg.Kind == wire.Done
 }

@@ -19,14 +19,15 @@ const (
 	WriteFault                    // a writable copy, with its bytes, from another node
 	UpgradeFault                  // the right to write, from other nodes; no bytes
 	ZeroFault                     // either right, to a page of zeros; no bytes
+	FetchFault                    // the bytes of a page to which the right was here, from the home's memory
 	LocalFault                    // no other node was asked
 	StaleFault                    // nothing: the page was there already, or the fault has to be repeated
 	FaultKinds                    // number of kinds
 )
 
-var faultNames = [FaultKinds]string{"read", "write", "upgrade", "zero", "local", "stale"}
+var faultNames = [FaultKinds]string{"read", "write", "upgrade", "zero", "fetch", "local", "stale"}
 
-// String returns the kind's name in reports: read, write, upgrade, zero, local, stale.
+// String returns the kind's name in reports: read, write, upgrade, zero, fetch, local, stale.
 func (k FaultKind) String() string {
 	if k < FaultKinds {
 		return faultNames[k]

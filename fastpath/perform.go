@@ -45,6 +45,11 @@ func (s *Shard) perform(now int64) {
 		case coherence.OpWake:
 			s.wakeWaiters(a)
 			s.resumed(now, a)
+		case coherence.OpPark: // zeros, too: nobody looks for them when they are fetched
+			s.ep.WriteBytes(a.Peer, fabric.RAM, uint64(a.Page)<<wire.PageShift, s.ram.Page(a.Page), &a.Msg)
+		case coherence.OpFetch:
+			s.stamp(&a.Msg)
+			s.ep.ReadPage(a.Peer, uint64(a.Page)<<wire.PageShift, a.Msg.Slot, &a.Msg)
 		}
 	}
 	s.agent.Clear()
@@ -97,7 +102,7 @@ func (s *Shard) sendPage(a *coherence.Action) {
 	if s.ram.IsHome(a.Page) {
 		s.ep.WritePage(a.Peer, dst, dstOff, fabric.RAM, off)
 	} else {
-		s.ep.WriteBytes(a.Peer, dst, dstOff, page)
+		s.ep.WriteBytes(a.Peer, dst, dstOff, page, nil)
 	}
 	s.stamp(&a.Msg)
 	s.ep.Send(a.Peer, &a.Msg)
@@ -215,6 +220,8 @@ func (s *Shard) resumed(now int64, a *coherence.Action) {
 		kind = LocalFault
 	case a.Op == coherence.OpUnprotect:
 		kind = UpgradeFault
+	case a.Msg.Kind == wire.Fetched:
+		kind = FetchFault
 	case a.Msg.Flags&wire.FlagZero != 0:
 		kind = ZeroFault
 	case a.Mode == wire.Modified:

@@ -31,6 +31,7 @@ const (
 type order struct {
 	Self                        int
 	Nodes, Shards, Pages, Slots int
+	Cache                       int // as in layout
 	Tenure                      coherence.Tenure
 	Seed                        uint64
 	For                         time.Duration
@@ -38,7 +39,10 @@ type order struct {
 }
 
 func (o *order) layout() layout {
-	return layout{nodes: o.Nodes, shards: o.Shards, pages: o.Pages, slots: o.Slots, tenure: o.Tenure, poll: Event, continueWP: true}
+	return layout{
+		nodes: o.Nodes, shards: o.Shards, pages: o.Pages, slots: o.Slots, cache: o.Cache, tenure: o.Tenure,
+		poll: Event, continueWP: true,
+	}
 }
 
 func TestMain(m *testing.M) {
@@ -274,7 +278,7 @@ func TestProcesses(t *testing.T) {
 	for _, nodes := range []int{2, 3} {
 		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
 			o := order{
-				Nodes: nodes, Shards: 2, Pages: 64, Slots: 16, Seed: uint64(time.Now().UnixNano()), For: stressTime(t),
+				Nodes: nodes, Shards: 2, Pages: 64, Slots: 16, Cache: 12, Seed: uint64(time.Now().UnixNano()), For: stressTime(t),
 				Tenure: coherence.Tenure{Base: 20 * time.Microsecond, Max: 200 * time.Microsecond, Window: time.Millisecond},
 			}
 			n, ps, h := spanned(t, o)

@@ -107,6 +107,7 @@ func TestRandomWorkload(t *testing.T) {
 func report(t testing.TB, ns []*testNode) {
 	t.Helper()
 	for _, n := range ns {
+		var clean, dirty, fetched uint64
 		for i, s := range n.shards {
 			snap := s.Snapshot()
 			line := fmt.Sprintf("node %d shard %d:", n.self, i)
@@ -116,13 +117,18 @@ func report(t testing.TB, ns []*testNode) {
 					line += fmt.Sprintf(" %v %d (p50 %v p99 %v)", k, h.Count, h.Quantile(0.5), h.Quantile(0.99))
 				}
 			}
-			t.Logf("%s; faults %d, zero pages %d, leftovers %d, remapped %d, rounds %d, sleeps %d, writes %d, deferred %d, followers %d, hot %d, cached %d at most, evicted %d",
+			t.Logf("%s; faults %d, zero pages %d, leftovers %d, remapped %d, rounds %d, sleeps %d, writes %d, deferred %d, "+
+				"followers %d, hot %d, cached %d at most, evicted %d, fetched %d",
 				line, snap.Faults, snap.ZeroPages, snap.Leftovers, snap.Remapped, snap.Rounds, snap.Sleeps, snap.Fabric.Write.Ops,
 				snap.Agent.Deferred, snap.Agent.FollowerFaults, len(snap.Hot),
-				snap.Agent.CachedMost, snap.Agent.EvictionsClean+snap.Agent.EvictionsDirty)
-			if n.cache > 0 && (snap.Agent.CachedMost > uint64(n.cache) || snap.Agent.EvictionsDirty == 0) {
+				snap.Agent.CachedMost, snap.Agent.EvictionsClean+snap.Agent.EvictionsDirty, snap.Agent.Fetches)
+			if n.cache > 0 && snap.Agent.CachedMost > uint64(n.cache) {
 				t.Errorf("node %d cached %d pages, the bound is %d", n.self, snap.Agent.CachedMost, n.cache)
 			}
+			if snap.Fabric.Read.Ops != snap.Agent.Fetches {
+				t.Errorf("node %d read %d pages for %d fetches", n.self, snap.Fabric.Read.Ops, snap.Agent.Fetches)
+			}
+			clean, dirty, fetched = clean+snap.Agent.EvictionsClean, dirty+snap.Agent.EvictionsDirty, fetched+snap.Agent.Fetches
 			for st, c := range snap.Agent.Dropped {
 				if c != 0 {
 					t.Errorf("node %d: %d messages refused: %v", n.self, c, coherence.Status(st))
@@ -131,6 +137,9 @@ func report(t testing.TB, ns []*testNode) {
 			if snap.Faults == 0 {
 				t.Errorf("node %d had no faults", n.self)
 			}
+		}
+		if n.cache > 0 && (clean == 0 || dirty == 0 || fetched == 0) {
+			t.Errorf("node %d parked %d pages in S and %d in M, and fetched %d", n.self, clean, dirty, fetched)
 		}
 	}
 }
@@ -204,6 +213,66 @@ func TestKindsOfFaults(t *testing.T) {
 		t.Errorf("%d pages of zeros sent by node 0, want 2", got)
 	}
 	report(t, ns)
+}
+
+// TestParking has a node use more pages of another one than it may hold: what it parks is in the home frame, zeros
+// included, and comes back from there without the home's doing, until the home wants it.
+func TestParking(t *testing.T) {
+	for name, prefetch := range map[string]int{"page by page": 0, "ahead": 16} {
+		t.Run(name, func(t *testing.T) {
+			const pages, cache = 256, 64
+			ns := cluster(t, layout{
+				nodes: 2, shards: 1, pages: pages, slots: 64, poll: Event, continueWP: true, cache: cache, prefetch: prefetch,
+			})
+			defer guard(t, ns, 30*time.Second)()
+			home, shard := ns[0].shards[0], ns[1].shards[0]
+			a, b := touch(t, ns[0]), touch(t, ns[1])
+			value := func(p wire.PFN) uint64 { // most pages are zeros that replace something else
+				if p%4 != 0 {
+					return 0
+				}
+				return uint64(p) + 1
+			}
+			for p := range wire.PFN(pages) {
+				mustWrite(t, a, p, 0, 99)
+			}
+			for p := range wire.PFN(pages) {
+				mustWrite(t, b, p, 0, value(p))
+			}
+			asked := home.Snapshot().Fabric.Received.Ops
+			for range 2 {
+				for p := range wire.PFN(pages) {
+					mustRead(t, b, p, 0, value(p))
+				}
+			}
+			s := shard.Snapshot()
+			if got := home.Snapshot().Fabric.Received.Ops - asked; got != 0 {
+				t.Errorf("the home got %d messages", got)
+			}
+			if s.Agent.EvictionsDirty < 3*pages-cache || s.Agent.Fetches < 2*pages-cache {
+				t.Errorf("parked %d pages, fetched %d", s.Agent.EvictionsDirty, s.Agent.Fetches)
+			}
+			fetch, flight := s.Latency[FetchFault.String()], s.Stages[StageFlight.String()]
+			if fetch.Count == 0 || prefetch == 0 && fetch.Count != s.Agent.Fetches || flight.Count < fetch.Count {
+				t.Errorf("%d faults on parked pages, %d with stages, of %d fetches", fetch.Count, flight.Count, s.Agent.Fetches)
+			}
+			if (s.Batched > 0) != (prefetch > 0) {
+				t.Errorf("%d pages were installed together", s.Batched)
+			}
+			for p := range wire.PFN(pages) {
+				mustRead(t, a, p, 0, value(p))
+				mustWrite(t, a, p, 0, 98)
+				mustRead(t, b, p, 0, 98)
+			}
+			for p := range wire.PFN(pages) { // held in S, most of them parked
+				mustRead(t, b, p, 0, 98)
+			}
+			if s := shard.Snapshot(); s.Agent.EvictionsClean < pages-cache {
+				t.Errorf("parked %d pages in S", s.Agent.EvictionsClean)
+			}
+			t.Logf("%d parked, %d fetched, %d installed together", s.Agent.EvictionsDirty, s.Agent.Fetches, s.Batched)
+		})
+	}
 }
 
 // TestLeftoverFrame puts a frame with wrong bytes where a page is going to be installed.
@@ -294,6 +363,11 @@ func TestNoAllocation(t *testing.T) {
 				}
 			}
 		}
+		for p := range wire.PFN(128) { // more than fit, and nobody else wants them
+			if _, err := b.read(p%64, 0); err != nil {
+				return err
+			}
+		}
 		return nil
 	}
 	if err := round(1); err != nil {
@@ -318,6 +392,9 @@ func TestNoAllocation(t *testing.T) {
 	}
 	if best > 2 {
 		t.Errorf("%d allocations", best)
+	}
+	if s := ns[1].shards[0].Snapshot(); s.Agent.EvictionsDirty == 0 || s.Agent.Fetches == 0 {
+		t.Errorf("%d pages parked, %d fetched", s.Agent.EvictionsDirty, s.Agent.Fetches)
 	}
 }
 

@@ -11,11 +11,11 @@ import (
 // Stage is a part of what it takes to serve a fault.
 type Stage uint8
 
-// The stages. The first four are the requester's, of each fault for which other nodes were asked, and make up its
-// latency. The others are what this node did for any requester, and part of StageRemote there.
+// The stages. The first four are the requester's, of each fault for which other nodes, or their memory, were asked, and
+// make up its latency. The others are what this node did for any requester, and part of StageRemote there.
 const (
 	StageQueue   Stage = iota // from reading the fault until other nodes are asked: the wait for a slot, or a frame
-	StageRemote               // at the home and the holder: the page's turn, its tenure, and the stages below
+	StageRemote               // at the home and the holder: the page's turn, its tenure, the stages below; no fetch has it
 	StageFlight               // the rest: on the wire, and until a message is noticed, on all ways
 	StageInstall              // from the last message to the vCPU's resumption
 	StageSplit                // mapping a block's pages one by one, before the first of them is wanted elsewhere
@@ -67,10 +67,10 @@ func (t *transit) arrive(now int64, m *wire.Message) {
 }
 
 // stamp notes in a message that is about to be sent what its transaction has spent at nodes, or, if it is this node's
-// own, that it begins.
+// own, that it begins. So does, of a fetch, the word of its end.
 func (s *Shard) stamp(m *wire.Message) {
 	switch m.Kind {
-	case wire.GetS, wire.GetM, wire.Upgrade:
+	case wire.GetS, wire.GetM, wire.Upgrade, wire.Fetched:
 		s.pending.asked(m.Page, s.clock())
 	case wire.FwdGetS, wire.FwdGetM, wire.Inv:
 		if m.Requester == m.From {
@@ -89,8 +89,8 @@ func (s *Shard) stampSpent(m *wire.Message) {
 	}
 }
 
-// staged splits the latency of a fault that other nodes helped to serve. now is when the last message was taken in,
-// end when the vCPU could go on.
+// staged splits the latency of a fault that other nodes helped to serve. now is when the last message, or the word, was
+// taken in, end when the vCPU could go on.
 func (s *Shard) staged(now, end int64, a *coherence.Action, w *waiting) {
 	if w.sent == 0 || s.cause == nil || s.cause.Page != a.Page {
 		return

@@ -27,10 +27,12 @@ func TestTransit(t *testing.T) {
 		}
 		tr.arrive(1, &m)
 	}
-	done := wire.Message{Kind: wire.Done, Requester: 2, Slot: 3}
-	tr.arrive(5000, &done)
-	if at := *tr.of(&get); at != 1000 {
-		t.Errorf("the end of a transaction counted as its arrival: %d", at)
+	for _, k := range []wire.Kind{wire.Done, wire.Fetched, wire.Parked} {
+		over := wire.Message{Kind: k, Requester: 2, Slot: 3}
+		tr.arrive(5000, &over)
+		if at := *tr.of(&get); at != 1000 {
+			t.Errorf("%v: the end of a transaction counted as its arrival: %d", k, at)
+		}
 	}
 }
 

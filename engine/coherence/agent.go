@@ -70,7 +70,7 @@ type local struct {
 	since uint32 // beginning of the tenure, in clock units (see policy)
 	slot  uint16 // slot of the outstanding request + 1, 0: none
 	mode  wire.Mode
-	marks uint8 // below; level of the tenure in the upper half
+	marks uint8 // below; level of the tenure in the upper bits
 }
 
 // Marks of a page.
@@ -79,12 +79,21 @@ const (
 	queuedRead                    // the page is in the FIFO for a slot, to be read
 	queuedWrite                   // or to be written
 	robbed                        // it had a tenure when it was taken away
+	parked                        // the right is here, the bytes are in the home frame or on their way there
 	queuedAny   = queuedRead | queuedWrite
 )
 
 func (p *local) is(any uint8) bool { return p.marks&any != 0 }
 func (p *local) level() uint8      { return p.marks >> levelShift }
 func (p *local) setLevel(l uint8)  { p.marks = p.marks&(1<<levelShift-1) | l<<levelShift }
+
+// mapped returns how the guest has the page mapped.
+func (p *local) mapped() wire.Mode {
+	if p.is(parked) {
+		return wire.None
+	}
+	return p.mode
+}
 
 // revoke takes the right to the page away.
 func (p *local) revoke() {
@@ -117,7 +126,7 @@ func New(c Config) (*Agent, error) {
 	a.dirBase = uint32(first)
 	a.dir = make([]entry, last-first)
 	if a.cache = newCache(c, len(a.pages)); c.Cache > 0 {
-		a.prefetch = min(a.prefetch, uint32(c.Cache)/4) // nothing is asked for ahead only to be given back
+		a.prefetch = min(a.prefetch, uint32(c.Cache)/4) // nothing is asked for ahead only to be parked
 	}
 	for i := range a.dir {
 		a.dir[i].owner = a.self
@@ -186,12 +195,12 @@ func (a *Agent) fault(now int64, i uint32, page wire.PFN, write bool) {
 		need = wire.Modified
 	}
 	switch {
-	case p.mode >= need:
+	case p.mapped() >= need:
 		a.stats.StaleFaults++
 		a.emit(OpWake, page).Mode = p.mode
 	case p.slot != 0:
 		a.stats.FollowerFaults++
-		if a.putting(p) { // to be asked for again, once it is given back
+		if a.parking(p) { // to be fetched again, once its bytes are out
 			p.marks |= queuedRead
 			if write {
 				p.marks |= queuedWrite
@@ -225,22 +234,22 @@ func (a *Agent) fault(now int64, i uint32, page wire.PFN, write bool) {
 		}
 	default:
 		a.stats.SlotRefusals++
-		a.emit(OpWake, page).Mode = p.mode
+		a.emit(OpWake, page).Mode = p.mapped()
 	}
 }
 
-// goOn does what the input just taken in made possible: pages are given back if too many are cached, which goes before
+// goOn does what the input just taken in made possible: pages are parked if too many are cached, which goes before
 // because faults may wait for it; then those are asked for that wait for a slot or a frame.
 func (a *Agent) goOn(now int64) {
-	a.evict()
-	if a.waiters.n > 0 {
-		a.serveWaiters(now)
-		a.evict()
+	a.evict(now)
+	for a.waiters.n > 0 && a.serveWaiters(now) {
+		a.evict(now)
 	}
 }
 
 // Step takes in a message from another node. The caller has decoded it, and made sure that From is the node
-// at the other end of the queue pair; everything else is checked here. It does not keep m.
+// at the other end of the queue pair; everything else is checked here. Or it is the word that an OpFetch or OpPark is
+// over. It does not keep m.
 func (a *Agent) Step(now int64, m *wire.Message) Status {
 	s := a.step(now, m)
 	if s != OK {
@@ -254,7 +263,7 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 	if m.Epoch != a.epoch {
 		return BadEpoch
 	}
-	if m.Kind < wire.CoherenceFirst || m.Kind > wire.CoherenceLast {
+	if m.Kind < wire.CoherenceFirst || m.Kind > wire.Parked {
 		return BadKind
 	}
 	if int(m.From) >= a.nodes || m.From == a.self {
@@ -274,7 +283,7 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 		return BadField
 	}
 	switch m.Kind {
-	case wire.GetS, wire.GetM, wire.Upgrade, wire.Put:
+	case wire.GetS, wire.GetM, wire.Upgrade:
 		return a.stepRequest(now, i, m)
 	case wire.FwdGetS, wire.FwdGetM, wire.Inv:
 		return a.stepForward(now, i, m)
@@ -284,8 +293,8 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 		return a.stepInvAck(now, i, m)
 	case wire.WriteBack:
 		return a.stepWriteBack(now, i, m)
-	case wire.PutAck:
-		return a.stepPutAck(i, m)
+	case wire.Fetched, wire.Parked:
+		return a.stepOver(i, m)
 	default: // wire.Done, by the check of the kind above
 		return a.stepDone(now, i, m)
 	}
@@ -293,12 +302,11 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 
 // wellFormed checks the fields that have to have a certain value, or none, for the message's kind.
 func wellFormed(m *wire.Message) bool {
-	const carried = wire.FlagData | wire.FlagZero
-	if m.Txn == 0 || m.Args[2] != 0 || m.Args[3] != 0 || m.Flags&^carried != 0 || m.Flags == carried {
+	if m.Txn == 0 || m.Args[2] != 0 || m.Args[3] != 0 || m.Flags&(m.Flags-1) != 0 {
 		return false
 	}
 	if m.Kind == wire.Grant {
-		return (m.Mode == wire.Shared || m.Mode == wire.Modified) && bits.OnesCount64(m.Args[1]) == int(m.Acks)
+		return m.Flags != wire.FlagHome && (m.Mode == wire.Shared || m.Mode == wire.Modified) && bits.OnesCount64(m.Args[1]) == int(m.Acks)
 	}
 	if m.Acks != 0 || m.Args[1] != 0 {
 		return false
@@ -315,13 +323,11 @@ func wellFormed(m *wire.Message) bool {
 		mode, tenure = wire.Modified, true
 	case wire.WriteBack:
 		flags = true
-	case wire.PutAck:
-		mode = m.Mode // any
 	}
 	return m.Mode == mode && (tenure || m.Args[0] == 0) && flags == (m.Flags != 0)
 }
 
-// Tick performs the forwards and invalidations whose tenure ends at now or before.
+// Tick performs the forwards and invalidations whose tenure ends at now or before, and goes on parking pages.
 func (a *Agent) Tick(now int64) {
 	for len(a.deferrals) > 0 && a.deferrals[0].due <= now {
 		d := a.popDeferral()
@@ -333,6 +339,7 @@ func (a *Agent) Tick(now int64) {
 		}
 		a.serveDeferred(now, &d)
 	}
+	a.cache.rests = a.cache.rests && now < a.cache.until
 	a.goOn(now)
 }
 
@@ -359,10 +366,14 @@ func (a *Agent) serveDeferred(now int64, d *deferral) {
 
 // Next returns the time at which Tick has something to do, or math.MaxInt64 if nothing waits for time.
 func (a *Agent) Next() int64 {
-	if len(a.deferrals) == 0 {
-		return math.MaxInt64
+	next := int64(math.MaxInt64)
+	if len(a.deferrals) > 0 {
+		next = a.deferrals[0].due
 	}
-	return a.deferrals[0].due
+	if a.cache.rests {
+		next = min(next, a.cache.until)
+	}
+	return next
 }
 
 // Actions returns what the driver has to do, in order, before the next input. It is valid until Clear.
@@ -374,13 +385,13 @@ func (a *Agent) Clear() { a.actions = a.actions[:0] }
 // Stats returns the agent's counters, which go on counting.
 func (a *Agent) Stats() *Stats { return &a.stats }
 
-// Mode returns this node's right to a page; None if the page is not one of the shard's.
+// Mode returns how this node's guest has a page mapped; None if the page is not one of the shard's.
 func (a *Agent) Mode(page wire.PFN) wire.Mode {
 	i, ok := a.index(page)
 	if !ok {
 		return wire.None
 	}
-	return a.pages[i].mode
+	return a.pages[i].mapped()
 }
 
 // Inspect describes a page; ok is false if it is not one of the shard's.
@@ -390,7 +401,7 @@ func (a *Agent) Inspect(page wire.PFN) (info PageInfo, ok bool) {
 		return PageInfo{}, false
 	}
 	p := &a.pages[i]
-	info = PageInfo{Mode: p.mode, Waiting: p.slot != 0 || p.is(queuedAny), Deferred: p.is(deferred)}
+	info = PageInfo{Mode: p.mapped(), Right: p.mode, Waiting: p.slot != 0 || p.is(queuedAny), Deferred: p.is(deferred)}
 	if !a.isHome(page) {
 		return info, true
 	}

@@ -49,7 +49,7 @@ type Config struct {
 	Prefetch int
 
 	// Cache bounds the pages homed elsewhere that this node holds or asks for in this shard; 0: no bound. A node at
-	// its bound gives pages back to their homes before it asks for more. It may differ from node to node.
+	// its bound parks pages in their home frames before it asks for more. It may differ from node to node.
 	Cache int
 
 	// ReadAsWrite makes a read fault on a page homed here ask for M, for kernels that cannot map an
@@ -107,13 +107,18 @@ const (
 	OpZeroFrame
 	// OpUnprotect turns the guest's mapping of Page from S to M and wakes who waits for it.
 	OpUnprotect
-	// OpWake wakes who waits for Page: its mapping already is Mode (or the agent's queue is full). A driver
-	// may take the opportunity to restore a mapping that the kernel has lost.
+	// OpWake wakes who waits for Page: its mapping already is Mode (or the agent's queue is full, or the right to a page
+	// went while it was fetched). A driver may take the opportunity to restore a mapping that the kernel has lost.
 	OpWake
+	// OpPark writes the bytes of Page's frame, which the guest has not mapped, to the home frame at Peer and, when they
+	// are there, gives the agent Msg. The frame stays until then.
+	OpPark
+	// OpFetch reads Page from its home frame at Peer into the slot Msg.Slot and, when it is there, gives the agent Msg.
+	OpFetch
 )
 
-// Action is one thing the driver has to do. Peer and Msg belong to OpSend and OpSendPage, Mode to OpInstall
-// and OpWake, Slot to OpInstall.
+// Action is one thing the driver has to do. Peer and Msg belong to OpSend, OpSendPage, OpPark and OpFetch, Mode to
+// OpInstall and OpWake, Slot to OpInstall. An OpInstall's Msg has Kind Fetched if the page was read by OpFetch.
 type Action struct {
 	Op   Op
 	Mode wire.Mode
@@ -167,6 +172,7 @@ type Stats struct {
 	SlotWaits      uint64 // no slot free: waited in the local FIFO
 	FrameWaits     uint64 // as many pages cached as there may be: waited in the local FIFO
 	SlotRefusals   uint64 // nor room in the FIFO: woken, to fault again
+	Fetches        uint64 // pages that had been parked, read back without asking anybody: faults, or ahead of them
 	Companions     uint64 // no faults, but pages asked for along with one (see companions)
 	Prefetches     uint64 // no faults, but pages asked for ahead of them (see streams)
 
@@ -180,12 +186,12 @@ type Stats struct {
 	EarlyAcks       uint64 // invalidation acknowledgements that overtook their grant
 
 	// As home.
-	Requests    [3]uint64 // GetS, GetM, Upgrade begun, own ones included
+	Requests    [3]uint64 // GetS, GetM, Upgrade, own ones included
 	Queued      uint64    // requests that found the page busy
 	Forwards    uint64    // to other nodes and to itself
 	Invalidates uint64    // to other nodes and to itself
 	WriteBacks  uint64
-	Puts        uint64 // pages taken back because their holder asked for it
+	Returns     uint64 // pages whose owner had them parked when somebody else asked for them
 	Migrations  uint64 // reads that were given the page to write, because those before went on to do so
 	Moves       uint64 // transactions that took a right away from somebody
 	PingPongs   uint64 // of these, within the tenure window of the one before
@@ -197,12 +203,10 @@ type Stats struct {
 	DeferredNs        uint64 // time for which they were put off
 	DeferOverflows    uint64 // tenures cut short because the pool of deferrals was full
 
-	// Pages homed elsewhere: how many are held now, the most there were, and those given back unasked, by what the
-	// home answered.
+	// Pages homed elsewhere: how many frames there are now, the most there were, and pages that were parked.
 	Cached, CachedMost uint64
 	EvictionsClean     uint64 // held in S
-	EvictionsDirty     uint64 // held in M, and so written back
-	EvictionsLost      uint64 // gone already: somebody else asked first
+	EvictionsDirty     uint64 // held in M, and so written to the home frame
 
 	Sent      [wire.CoherenceLast + 1]uint64 // messages to other nodes, by kind
 	PagesSent uint64                         // of these, messages with a page before them
@@ -220,7 +224,8 @@ type HotPage struct {
 
 // PageInfo is the state of a page at a node, for reports and tests.
 type PageInfo struct {
-	Mode     wire.Mode // right of this node, as mapped
+	Mode     wire.Mode // how this node has it mapped
+	Right    wire.Mode // its right to it; more than Mode while the page is parked
 	Waiting  bool      // asked for, or in the FIFO for a slot
 	Deferred bool      // a forward or invalidation waits for the end of the tenure
 

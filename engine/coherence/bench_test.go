@@ -32,8 +32,13 @@ func deliver(tb tester, agents []*Agent, now int64) {
 		again = false
 		for _, a := range agents {
 			acts := a.Actions()
+			var over [32]wire.Message // as many as any of these agents has slots
+			n := 0
 			for i := range acts {
 				switch acts[i].Op {
+				case OpPark, OpFetch:
+					over[n] = acts[i].Msg
+					n++
 				case OpSendPage:
 					acts[i].Msg.Flags = wire.FlagData
 					fallthrough
@@ -45,6 +50,12 @@ func deliver(tb tester, agents []*Agent, now int64) {
 				}
 			}
 			a.Clear()
+			for i := range over[:n] {
+				again = true
+				if s := a.Step(now, &over[i]); s != OK {
+					tb.Fatalf("%+v: %v", over[i], s)
+				}
+			}
 		}
 	}
 }

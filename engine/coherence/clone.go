@@ -99,7 +99,7 @@ func (a *Agent) AppendState(b []byte, now int64, n *Naming) []byte {
 		if !ours {
 			continue
 		}
-		b = a.appendLocal(b, now, &a.pages[i], n)
+		b = a.appendLocal(b, now, i, n)
 		if a.isHome(page) {
 			b = a.appendEntry(b, now, a.entry(i), n)
 		}
@@ -119,7 +119,7 @@ func (a *Agent) AppendState(b []byte, now int64, n *Naming) []byte {
 		b = a.appendStreams(b)
 	}
 	if a.cache.held != nil {
-		b = a.appendClock(b)
+		b = a.appendClock(b, now)
 	}
 	return b
 }
@@ -167,7 +167,7 @@ func (a *Agent) SetState(b []byte, now int64) []byte {
 	}
 	a.countCached()
 	if a.cache.held != nil {
-		a.setClock(&r)
+		a.setClock(&r, now)
 	}
 	return r.b
 }
@@ -180,25 +180,30 @@ func appendAge(b []byte, age, bound int64) []byte {
 }
 
 const (
-	localSlot   = 1 << 6 // with the mode in bits 0 and 1 and the marks in 2 to 5
-	localWrite  = 1 << 7 // what is asked for is M
+	localSlot   = 1 << 2 // with the mode in bits 0 and 1
+	localWrite  = 1 << 3 // what is asked for is M
+	localGood   = 1 << 4 // the home frame is known to be good
 	asksGranted = 1 << 6 // with the kind in bits 0 to 3 and what was carried in 4 and 5
 	asksTell    = 1 << 7
 )
 
-func (a *Agent) appendLocal(b []byte, now int64, p *local, n *Naming) []byte {
+func (a *Agent) appendLocal(b []byte, now int64, i uint32, n *Naming) []byte {
+	p := &a.pages[i]
 	marks := p.marks & (1<<levelShift - 1)
 	if !a.walksWrite {
 		marks &^= robbed
 	}
-	flags := byte(p.mode) | marks<<2
+	flags := byte(p.mode)
+	if p.mode == wire.Shared && a.cache.isGood(i) {
+		flags |= localGood
+	}
 	if p.slot != 0 {
 		flags |= localSlot
 		if a.requests[p.slot-1].want == wire.Modified {
 			flags |= localWrite
 		}
 	}
-	b = append(b, flags)
+	b = append(b, flags, marks)
 	if a.tenured() {
 		b = a.appendTenure(b, now, p)
 	}
@@ -239,7 +244,8 @@ func (a *Agent) appendTenure(b []byte, now int64, p *local) []byte {
 
 func (a *Agent) setLocal(r *stateReader, now int64, page wire.PFN, i uint32) {
 	flags := r.byte()
-	p := local{mode: wire.Mode(flags & 3), marks: flags >> 2 & (1<<levelShift - 1)}
+	p := local{mode: wire.Mode(flags & 3), marks: r.byte()}
+	a.cache.setGood(i, flags&localGood != 0)
 	if a.tenured() {
 		if p.setLevel(r.byte()); p.level() != 0 {
 			p.since = uint32((now - r.time()) >> clockShift)
@@ -256,7 +262,7 @@ func (a *Agent) setLocal(r *stateReader, now int64, page wire.PFN, i uint32) {
 		if flags&localWrite != 0 {
 			q.want = wire.Modified
 		}
-		if q.kind == wire.Put {
+		if q.kind > wire.CoherenceLast {
 			q.want = wire.None
 		}
 		q.need, q.got, q.tenure = r.number(), r.number(), r.time()
@@ -397,28 +403,34 @@ func (a *Agent) setStreams(r *stateReader) {
 	}
 }
 
-// appendClock appends what the choice of pages to give back goes by. Like streams, it goes by the order of pages.
-func (a *Agent) appendClock(b []byte) []byte {
+// appendClock appends what the choice of pages to park goes by. Like streams, it goes by the order of pages.
+func (a *Agent) appendClock(b []byte, now int64) []byte {
 	c := &a.cache
-	b = append(b, flagByte(c.draining), byte(c.hand))
+	b = append(b, flagByte(c.draining), byte(c.hand), flagByte(c.rests))
+	if c.rests && a.tenured() {
+		b = binary.AppendUvarint(b, uint64(max(c.until-now, 0)))
+	}
 	for _, w := range c.recent {
 		b = binary.AppendUvarint(b, w)
 	}
 	return b
 }
 
-func (a *Agent) setClock(r *stateReader) {
+func (a *Agent) setClock(r *stateReader, now int64) {
 	c := &a.cache
-	c.draining, c.hand = r.byte() != 0, uint32(r.byte())
+	c.draining, c.hand, c.rests, c.until = r.byte() != 0, uint32(r.byte()), r.byte() != 0, now
+	if c.rests && a.tenured() {
+		c.until += r.time()
+	}
 	for w := range c.recent {
 		c.recent[w] = r.number()
 	}
 }
 
-// countCached counts the pages that are held, asked for and given back.
+// countCached counts the pages that are held, asked for and being parked.
 func (a *Agent) countCached() {
 	c := &a.cache
-	c.frames, c.putting, a.stats.Cached = 0, 0, 0
+	c.frames, c.parking, a.stats.Cached = 0, 0, 0
 	clear(c.held)
 	for page := range a.total {
 		i, ours := a.index(page)
@@ -426,16 +438,16 @@ func (a *Agent) countCached() {
 			continue
 		}
 		p := &a.pages[i]
-		if p.mode != wire.None {
+		if a.parking(p) {
+			c.parking++
+		}
+		if p.mapped() != wire.None || a.parking(p) {
 			a.stats.Cached++
 			if c.held != nil {
 				c.held[i/64] |= 1 << (i % 64)
 			}
 		}
-		if a.putting(p) {
-			c.putting++
-		}
-		if p.mode != wire.None || p.slot != 0 && !a.putting(p) {
+		if p.mapped() != wire.None || p.slot != 0 {
 			c.frames++
 		}
 	}
@@ -480,16 +492,23 @@ func (a *Agent) Roles(page wire.PFN) (r Roles, ok bool) {
 	p := &a.pages[i]
 	r.Requester = "idle"
 	switch {
-	case a.putting(p) && p.is(queuedAny):
-		r.Requester = "Put asked, wanted"
+	case a.parking(p) && p.is(queuedAny):
+		r.Requester = "parking, wanted"
+	case a.parking(p):
+		r.Requester = "parking"
 	case p.is(queuedAny):
 		r.Requester = "queued"
 	case p.slot != 0 && a.requests[p.slot-1].granted:
 		r.Requester = "granted"
+	case p.slot != 0 && a.requests[p.slot-1].kind == wire.Fetched:
+		r.Requester = "fetching"
 	case p.slot != 0:
 		r.Requester = a.requests[p.slot-1].kind.String() + " asked"
 	}
 	r.Holder = p.mode.String()
+	if p.is(parked) {
+		r.Holder += " parked"
+	}
 	if p.is(deferred) {
 		r.Holder += " deferred"
 	}
@@ -501,10 +520,6 @@ func (a *Agent) Roles(page wire.PFN) (r Roles, ok bool) {
 
 func (a *Agent) homeState(e *entry) string {
 	switch {
-	case e.is(busy) && a.first(e).kind == wire.Put && e.is(writeBack):
-		return "taking back from owner"
-	case e.is(busy) && a.first(e).kind == wire.Put:
-		return "taking back from sharer"
 	case e.is(busy) && a.first(e).phase == held:
 		return "held"
 	case e.is(busy) && e.is(shared):

@@ -36,7 +36,7 @@ func TestStateIsWhole(t *testing.T) {
 		{companions{}, "n next set", ""},
 		{companion{}, "index trust", ""},
 		{streams{}, "next set", ""},
-		{cache{}, "hand recent draining", "limit high low most frames held putting"},
+		{cache{}, "hand recent draining good rests until", "limit high low most frames held parking"},
 		{stream{}, "last stride window write", ""},
 	} {
 		decided := strings.Fields(x.written + " " + x.leftOut)
@@ -75,6 +75,10 @@ func TestSetState(t *testing.T) {
 			switch {
 			case rng.IntN(8) == 0:
 				c.evict(from, wire.PFN(rng.IntN(nodes*pages)))
+			case len(c.over[to]) > 0 && rng.IntN(3) == 0:
+				if m, s := c.finish(to); s != OK {
+					t.Fatalf("%v refused: %v", m.Kind, s)
+				}
 			case rng.IntN(8) == 0:
 				c.tick(c.now + int64(rng.IntN(3))*4096)
 			case len(c.links[from][to]) > 0:

@@ -13,6 +13,7 @@ import (
 type cluster struct {
 	agents []*Agent
 	links  [][][]wire.Message // [from][to]
+	over   [][]wire.Message   // [node]: one-sided operations that a test lets be over
 	mapped []map[wire.PFN]wire.Mode
 	frames []int             // cached
 	zero   map[wire.PFN]bool // pages that the drivers take for zeros
@@ -38,6 +39,7 @@ func newCluster(tb tester, nodes, pages int, change func(*Config)) *cluster {
 		}
 		c.agents = append(c.agents, a)
 		c.links = append(c.links, make([][]wire.Message, nodes))
+		c.over = append(c.over, nil)
 		m := map[wire.PFN]wire.Mode{}
 		for p := homes[n].First; p < homes[n].Last; p++ {
 			if a.Mode(p) != wire.None {
@@ -74,6 +76,10 @@ func (c *cluster) perform(n int) {
 			}
 			fmt.Fprintf(&c.log, "%s %s to %d\n", verb, describe(&act.Msg), act.Peer)
 			c.links[n][act.Peer] = append(c.links[n][act.Peer], act.Msg)
+		case OpPark, OpFetch: // the driver's word comes on the link from the home, behind or before anything else
+			want(mode == wire.None && int(act.Peer) != n)
+			fmt.Fprintf(&c.log, "%s page %d at %d, slot %d\n", [...]string{OpPark: "park", OpFetch: "fetch"}[act.Op], act.Page, act.Peer, act.Msg.Slot)
+			c.over[n] = append(c.over[n], act.Msg)
 		case OpProtect:
 			want(mode == wire.Modified)
 			c.mapped[n][act.Page] = wire.Shared
@@ -119,7 +125,7 @@ func (c *cluster) perform(n int) {
 
 func describe(m *wire.Message) string {
 	s := fmt.Sprintf("%v page %d for %d.%d slot %d", m.Kind, m.Page, m.Requester, m.Txn, m.Slot)
-	if m.Kind == wire.Grant || m.Kind == wire.PutAck {
+	if m.Kind == wire.Grant {
 		s += fmt.Sprintf(" in %v", m.Mode)
 	}
 	if m.Acks > 0 {
@@ -145,7 +151,7 @@ func (c *cluster) fault(n int, page wire.PFN, write bool) Status {
 	return s
 }
 
-// evict says whether a node gives a page back.
+// evict says whether a node parks a page.
 func (c *cluster) evict(n int, page wire.PFN) bool {
 	ok := c.agents[n].Evict(page)
 	c.perform(n)
@@ -164,6 +170,13 @@ func (c *cluster) deliver(from, to int) (wire.Message, Status) {
 	m := c.links[from][to][0]
 	c.links[from][to] = c.links[from][to][1:]
 	return m, c.step(to, &m)
+}
+
+// finish lets the oldest one-sided operation of a node be over.
+func (c *cluster) finish(n int) (wire.Message, Status) {
+	m := c.over[n][0]
+	c.over[n] = c.over[n][1:]
+	return m, c.step(n, &m)
 }
 
 // tick lets time pass; every agent whose deadline it was is told.
@@ -188,6 +201,13 @@ func (c *cluster) drain(each func(m wire.Message, s Status)) {
 					m, s := c.deliver(from, to)
 					each(m, s)
 				}
+			}
+		}
+		for n := range c.over {
+			for len(c.over[n]) > 0 {
+				busy = true
+				m, s := c.finish(n)
+				each(m, s)
 			}
 		}
 		next := int64(never)
@@ -216,8 +236,8 @@ func (c *cluster) problem(rest bool) string {
 		info, _ := h.Inspect(p)
 		for n, a := range c.agents {
 			m := c.mapped[n][p]
-			if rest && (a.cache.frames != c.frames[n] || a.cache.putting != 0 || int(a.stats.Cached) != c.frames[n]) {
-				return fmt.Sprintf("node %d has %d frames at rest, its agent counts %d (%d), %d of them being given back", n, c.frames[n], a.cache.frames, a.stats.Cached, a.cache.putting)
+			if rest && (a.cache.frames != c.frames[n] || a.cache.parking != 0 || int(a.stats.Cached) != c.frames[n]) {
+				return fmt.Sprintf("node %d has %d frames at rest, its agent counts %d (%d), %d of them being parked", n, c.frames[n], a.cache.frames, a.stats.Cached, a.cache.parking)
 			}
 			switch m {
 			case wire.Modified:
@@ -238,8 +258,8 @@ func (c *cluster) problem(rest bool) string {
 			} else if !info.Shared && int(info.Owner) == n {
 				right = wire.Modified
 			}
-			if m != right && rest || m > right && !info.Busy {
-				return fmt.Sprintf("node %d has page %d in %v, the directory gives it %v", n, p, m, right)
+			if (mine.Right != right || m != right && !a.pages[must(a.index(p))].is(parked)) && rest || m > right && !info.Busy {
+				return fmt.Sprintf("node %d has page %d in %v (right to %v), the directory gives it %v", n, p, m, mine.Right, right)
 			}
 		}
 		if writers > 1 || writers == 1 && readers > 0 {
@@ -247,6 +267,13 @@ func (c *cluster) problem(rest bool) string {
 		}
 	}
 	return ""
+}
+
+func must(i uint32, ok bool) uint32 {
+	if !ok {
+		panic("a page of another shard")
+	}
+	return i
 }
 
 // tester is what testing.T, testing.B and rapid.T have in common, and the tests need.

@@ -49,9 +49,8 @@ wait in their order. R requester, H home, X owner, Y each sharer but R:
 	                               H=Grant(M, set of Y)=>R-Done->H
 	Upgrade         shared by R    as GetM, but the grant comes without the page          owned by R
 	Upgrade         otherwise      as GetM: R has lost its copy in the meantime           owned by R
-	Put             owned by R     R-Put->H-PutAck(M)->R  (unmap) R=WriteBack=>H          shared by nobody
-	Put             shared by R    R-Put->H-PutAck(S)->R  (unmap) R-Done->H               sharers - R
-	Put             otherwise      R-Put->H-PutAck(I)->R: R has lost it in the meantime   as it was
+	any             X, parked      R-Get->H-Fwd->X-WriteBack(FlagHome)->H, then from the  as there
+	                               beginning: shared by nobody
 
 "=>" carries the page, "->" does not. A page of zeros is carried as FlagZero. Nodes do not send themselves
 messages: if H is R, X or one of Y, its part is done in place, and
@@ -59,7 +58,7 @@ messages: if H is R, X or one of Y, its part is done in place, and
   - what an owner grants the home lands in the home frame, and needs no WriteBack;
   - the home's own copy is dropped before the grant is sent, and needs no InvAck, unless it is in its tenure.
 
-For a Get or an Upgrade, a Done is sent, and waited for, exactly if the grant does not come from the home or makes R wait for
+A Done is sent, and waited for, exactly if the grant does not come from the home or makes R wait for
 acknowledgements. Otherwise whatever H sends R about the page next arrives after the grant, on the same queue
 pair, and R has the page by then; so the directory is changed at once and the page is free for the next
 request. For a clean read, the most common transaction, that is two messages instead of three.
@@ -78,12 +77,13 @@ request. For a clean read, the most common transaction, that is two messages ins
 	granted        last InvAck                OpInstall or OpUnprotect, Done            M
 	asked (from S) Inv                        OpUnmap, InvAck; the Upgrade will bring   asked
 	                                          the page
-	S, M           too many pages, or Evict   take a slot; Put                          putting
-	putting        fault                      OpWake if the page is still there and     same
-	                                          satisfies it; else it is remembered
-	putting        PutAck(M)                  OpUnmap, page and WriteBack, OpDiscard    I, or queued
-	putting        PutAck(S)                  OpUnmap, OpDiscard, Done                  I, or queued
-	putting        PutAck(I)                  none                                      I, or queued
+	S              too many pages, or Evict   OpUnmap, OpDiscard                        S parked
+	M              too many pages, or Evict   take a slot; OpUnmap, OpPark              parking
+	parking        fault                      it is remembered                          same
+	parking        Parked                     OpDiscard                                 M parked, or queued
+	parked         fault                      take a slot; OpFetch, or GetS or GetM     fetching, or asked
+	fetching       Fetched                    OpInstall                                 S or M
+	fetching       Fetched, the right gone    OpWake                                    I
 
 A follower that writes behind a GetS is woken by the grant and faults again: one that found its mapping good
 enough would be woken for nothing, so nothing is remembered. The page's bytes stay in the slot while the
@@ -97,6 +97,8 @@ acknowledgements are missing, and are out of it once OpInstall is done, so only 
 	M              FwdGetM                    OpUnmap, page and Grant(M) to R,          I
 	                                          OpDiscard
 	S              Inv                        OpUnmap, InvAck to R, OpDiscard           I
+	M parked       FwdGetS, FwdGetM           WriteBack(FlagHome) to H                  I
+	S parked       Inv                        InvAck to R                               I
 	M, S           any of them, in tenure     none                                      deferred
 	deferred       end of the tenure (Tick)   as above                                  S or I
 	deferred       fault that M, S satisfies  OpWake: the page is still there           same
@@ -104,11 +106,12 @@ acknowledgements are missing, and are out of it once OpInstall is done, so only 
 # Home
 
 	state          input                      action                                    next
-	idle           request, Put               as in the table of transactions           idle, held or busy
+	idle           request                    as in the table of transactions           idle, held or busy
 	held           end of its own tenure      give up the page, grant                   idle
 	held, busy     request                    append                                    same
 	busy           Done                       change the directory; begin the next      idle, or write-back
-	busy           WriteBack                  OpZeroFrame if FlagZero                   busy; if for a Put, as Done
+	busy           WriteBack                  OpZeroFrame if FlagZero                   busy
+	busy           WriteBack(FlagHome)        begin the same request again              idle, held or busy
 	write-back     WriteBack                  the same; begin the next                  idle
 
 Write-back is what remains of a GetS from an owner when R is done and X's WriteBack is still on its way: the
@@ -134,10 +137,12 @@ A WriteBack can come after the next request of the same page: that one waits, be
 answer it from its frame. It cannot come after a Fwd to the same owner, since the home sends none before it
 has the WriteBack. X's own next Upgrade of the page comes behind its WriteBack, on the same link.
 
-A Put asks, it does not tell: the holder goes on holding the page, answers what comes, and gives back what it has when
-the home says that it is its turn. So it cannot cross anything that would find it in a state of its own, and if
-somebody else's request was first, it learns that there is less to give back, or nothing. Were the bytes sent along
-with it, they could land after those of the next owner, who writes the same home frame from another node.
+A parked page is one that a node has the right to and no bytes of. What the home sends it finds it as what the directory
+says it is. It need not send bytes on: those of a page in M are in the home frame before the message that says so, on the
+same link. A page is fetched only while the right is here, so nobody else writes the home frame; if the right goes in the
+meantime, what arrives is dropped. It has to be known that the home frame is good: for a page in M this node wrote it; for
+one in S the home itself has granted it. After a grant by an owner, or having been that owner, the write-back may be still
+to come, so the node asks. A sharer may therefore ask for what the directory says it has.
 
 The home frame is not written while it can be read. X writes into it only as owner: then the guest at home
 has it unmapped, and the directory says owned, or that the write-back is still to come. And it stays as it is until its bytes are out:
@@ -204,13 +209,13 @@ Oldest that a request goes without an answer.
 
 A node may hold a bounded number of pages that are homed elsewhere (Config.Cache), so a VM can have more memory than
 any of its servers. A page counts from the request for it until OpDiscard, hence a grant always finds room and frames
-never exceed the bound. At the high-water mark, a sixteenth below the bound, the agent begins to give pages back, as
+never exceed the bound. At the high-water mark, a sixteenth below the bound, the agent begins to park pages, as
 many below that, at most eight at a time; the faults meanwhile have the room between the mark and the bound. A fault
 that finds no room waits in the FIFO for slots. That cannot be for ever: what waits for room holds no slot, what holds
-a slot is answered without waiting for room, and a home answers a Put whatever it lacks itself.
+a slot is answered without waiting for room, and parking waits for nobody but the device.
 
 Which pages go is decided by a clock over them in their order, in two bitmaps. The hand spares, once, a page that was
-installed or upgraded since it last passed; nobody tells the agent of accesses that do not fault. Pages with something
+installed or upgraded since it last passed; having spared all, it rests for the least tenure. Nobody tells the agent of accesses that do not fault. Pages with something
 under way are passed over. What is asked for ahead of faults (companions, streams) is asked for below the high-water
 mark only, and streams are cut down to a quarter of the bound, so that they do not drive out themselves.
 */

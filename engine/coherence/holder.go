@@ -72,6 +72,10 @@ func (a *Agent) deferForward(now int64, f *forward) bool {
 // requester that lied to the home about being done, and whose page it was.
 func (a *Agent) serve(f *forward) {
 	p := &a.pages[f.index]
+	if p.is(parked) {
+		a.yield(f)
+		return
+	}
 	atHome := a.isHome(f.page)
 	if f.kind == wire.Inv {
 		revoked := a.invalidate(f.page, p)
@@ -88,6 +92,7 @@ func (a *Agent) serve(f *forward) {
 	if f.kind == wire.FwdGetS {
 		a.emit(OpProtect, f.page)
 		p.mode = wire.Shared
+		a.cache.setGood(f.index, false) // as soon as the home has the write-back, but this node will not hear of it
 		a.sendGrant(OpSendPage, f.page, f.transaction, wire.Shared, f.tenure, 0)
 		if home := a.homeOf(f.page); !atHome && f.requester != home {
 			a.send(OpSendPage, home, wire.WriteBack, f.page, f.transaction)

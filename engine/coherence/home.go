@@ -11,7 +11,7 @@ type entry struct {
 	tail    uint32      // last record of the page's requests, a ring; 0: none. The first is in progress if busy
 	moved   uint16      // when the page last moved, in stamps (see policy); 0: never
 	owner   wire.NodeID // who holds the page in M if not shared; source of the write-back if one is awaited
-	bits    uint8       // flags below, tenure level in the upper half
+	bits    uint8       // flags below, tenure level in the upper bits
 }
 
 const (
@@ -25,8 +25,8 @@ const (
 const migratoryTrial = 8
 
 const (
-	levelShift = 4
-	levelMax   = 15
+	levelShift = 5
+	levelMax   = 7
 )
 
 func (e *entry) is(any uint8) bool { return e.bits&any != 0 }
@@ -90,26 +90,19 @@ func (a *Agent) stepRequest(now int64, i uint32, m *wire.Message) Status {
 			}
 		}
 	}
-	if !e.is(busy|writeBack) && e.absurd(m.Kind, m.From) {
+	if !e.is(busy|writeBack) && e.absurd(m.From) {
 		return BadState
 	}
 	a.enqueue(now, i, m.Kind, transaction{requester: m.From, txn: m.Txn, slot: m.Slot})
 	return OK
 }
 
-// absurd says whether a node that has what it asks for is asking.
-func (e *entry) absurd(kind wire.Kind, from wire.NodeID) bool {
-	if kind == wire.Put {
-		return false // it may have lost meanwhile what it wanted to give back
-	}
-	if e.is(shared) {
-		return kind != wire.Upgrade && e.sharers&bit(from) != 0
-	}
-	return e.owner == from
-}
+// absurd says whether a node that has what it asks for is asking. A sharer may: it can have parked the page.
+func (e *entry) absurd(from wire.NodeID) bool { return !e.is(shared) && e.owner == from }
 
 // enqueue appends a request to its page's ring and begins it if nothing is before it.
 func (a *Agent) enqueue(now int64, i uint32, kind wire.Kind, t transaction) {
+	a.stats.Requests[kind-wire.GetS]++
 	e := a.entry(i)
 	id := a.recordID(t.requester, t.slot)
 	r := &a.records[id]
@@ -130,7 +123,7 @@ func (a *Agent) enqueue(now int64, i uint32, kind wire.Kind, t transaction) {
 func (a *Agent) advance(now int64, i uint32, e *entry) {
 	for e.tail != 0 && !e.is(busy|writeBack) {
 		r := a.first(e)
-		if e.absurd(r.kind, r.requester) { // could not be judged on arrival
+		if e.absurd(r.requester) { // could not be judged on arrival
 			a.drop(BadState)
 			a.release(e)
 			continue
@@ -156,11 +149,6 @@ func (a *Agent) advance(now int64, i uint32, e *entry) {
 // comes after that grant on the same queue pair, and there is nothing to wait for.
 func (a *Agent) begin(now int64, i uint32, e *entry, r *record) {
 	page := a.pageAt(i)
-	if r.kind == wire.Put {
-		a.beginPut(page, e, r)
-		return
-	}
-	a.stats.Requests[r.kind-wire.GetS]++
 	switch {
 	case r.kind == wire.GetS && e.is(migratory) && !e.is(shared):
 		if a.trial = (a.trial + 1) % migratoryTrial; a.trial == 0 {
@@ -238,24 +226,6 @@ func (a *Agent) beginShared(now int64, page wire.PFN, i uint32, e *entry, r *rec
 	}
 }
 
-// beginPut tells a holder that the page is now between the two of them, and what it has: only the home knows what is
-// still so when the turn of its request has come. A writer then writes the page back, a reader drops it and is done.
-func (a *Agent) beginPut(page wire.PFN, e *entry, r *record) {
-	mode := wire.None
-	switch {
-	case e.is(shared) && e.sharers&bit(r.requester) != 0:
-		mode = wire.Shared
-	case !e.is(shared) && e.owner == r.requester:
-		mode = wire.Modified
-		e.bits |= writeBack
-	}
-	a.send(OpSend, r.requester, wire.PutAck, page, r.transaction).Mode = mode
-	if mode != wire.None {
-		a.stats.Puts++
-		r.phase = waiting
-	}
-}
-
 // dropOwn invalidates the home's own copy, which needs no acknowledgement: the grant follows. It returns
 // false if the copy is in its tenure; then it is acknowledged like any other, later.
 func (a *Agent) dropOwn(now int64, page wire.PFN, i uint32, t transaction) bool {
@@ -272,7 +242,9 @@ func (a *Agent) grantFromHome(now int64, page wire.PFN, r *record, mode wire.Mod
 		if need == 0 {
 			a.stats.HomeGrants++
 		}
-		a.granted(now, &a.requests[r.slot], 0, tenure, need, need != 0)
+		own := &a.requests[r.slot]
+		own.want = mode // a reader may get more than it asked for
+		a.granted(now, own, 0, tenure, need, need != 0)
 		return
 	}
 	op := OpSendPage
@@ -294,9 +266,6 @@ func (a *Agent) stepDone(now int64, i uint32, m *wire.Message) Status {
 	if r.phase != waiting || r.txn != m.Txn || r.index != i {
 		return BadTxn
 	}
-	if r.kind == wire.Put && a.entry(i).is(writeBack) {
-		return BadState // it has not given the page back
-	}
 	a.finish(now, i)
 	return OK
 }
@@ -307,6 +276,9 @@ func (a *Agent) stepWriteBack(now int64, i uint32, m *wire.Message) Status {
 		return BadPage
 	}
 	e := a.entry(i)
+	if m.Flags == wire.FlagHome {
+		return a.stepReturn(now, i, e, m)
+	}
 	if !e.is(writeBack) || e.owner != m.From {
 		return BadSender
 	}
@@ -322,10 +294,24 @@ func (a *Agent) stepWriteBack(now int64, i uint32, m *wire.Message) Status {
 		a.emit(OpZeroFrame, m.Page)
 	}
 	e.bits &^= writeBack
-	if e.is(busy) && a.first(e).kind == wire.Put {
-		a.finish(now, i)
-		return OK
+	a.advance(now, i, e)
+	return OK
+}
+
+// stepReturn takes in an owner's answer to a forward: it had parked the page. The home frame is good then, nobody has a
+// right to the page, and the request that was forwarded begins once more.
+func (a *Agent) stepReturn(now int64, i uint32, e *entry, m *wire.Message) Status {
+	if !e.is(busy) || e.is(shared) || e.owner != m.From {
+		return BadSender
 	}
+	r := a.first(e)
+	if r.phase != waiting || r.transaction != (transaction{m.Txn, m.Slot, m.Requester}) {
+		return BadTxn
+	}
+	a.stats.Returns++
+	e.bits = e.bits&^(busy|writeBack) | shared
+	e.sharers = 0
+	r.phase = queued
 	a.advance(now, i, e)
 	return OK
 }
@@ -351,13 +337,6 @@ func (a *Agent) ownForwardServed(now int64, i uint32) {
 // settle writes down who holds the page after a request.
 func (a *Agent) settle(e *entry, r *record) {
 	switch {
-	case r.kind == wire.Put && e.is(shared):
-		e.sharers &^= bit(r.requester)
-	case r.kind == wire.Put:
-		if e.owner == r.requester {
-			e.bits |= shared
-			e.sharers = 0
-		}
 	case r.kind != wire.GetS:
 		e.bits &^= shared
 		e.owner = r.requester

@@ -72,15 +72,20 @@ func (a *Agent) Losses(lost uint64, each func(Range, Fate)) {
 	end()
 }
 
-// fateOfCopy judges a page whose home is lost by what is here of it. Who may read a page has the bytes last written; and
-// so has who waits for the last acknowledgements, since nobody may write before. Where the page is asked for, it may be
-// on its way from another node that has given it up already.
+// fateOfCopy judges a page whose home is lost by what is here of it. Who may read a page has the bytes last written, if
+// it has any; and so has who waits for the last acknowledgements, since nobody may write before, and who is parking it.
+// Where the page is asked for, it may be on its way from another node that has given it up already.
 func (a *Agent) fateOfCopy(p *local) Fate {
-	if p.mode != wire.None {
+	switch {
+	case p.mapped() != wire.None:
 		return Kept
-	}
-	if p.slot == 0 || a.putting(p) {
+	case p.slot == 0:
 		return 0
+	case a.parking(p):
+		if p.is(parked) {
+			return Kept
+		}
+		return 0 // somebody else has it from the home frame
 	}
 	if r := &a.requests[p.slot-1]; r.granted && r.carried != 0 {
 		return Kept
@@ -97,8 +102,8 @@ func (a *Agent) fateAtHome(i uint32, lost uint64) Fate {
 	gone := func(n wire.NodeID) bool { return lost&bit(n) != 0 }
 	if !e.is(busy) {
 		switch {
-		case e.is(writeBack) && gone(e.owner) && e.sharers&^lost == 0:
-			return Uncertain // nobody who is left reads it, and the home frame may or may not have been written
+		case e.is(writeBack):
+			return Uncertain // the home frame may or may not have been written, and sharers may have dropped their copies
 		case !e.is(shared) && gone(e.owner):
 			return Lost
 		}
@@ -107,16 +112,15 @@ func (a *Agent) fateAtHome(i uint32, lost uint64) Fate {
 	switch r := a.first(e); {
 	case e.is(shared):
 		// The home frame was good when this began. A requester who had all acknowledgements can have written since.
-		if r.kind != wire.Put && gone(r.requester) {
+		if gone(r.requester) {
 			return Uncertain
 		}
-	case r.kind == wire.Put:
-		return Uncertain // it may have been written back, but for the word of it, or on the way
+	case r.kind == wire.GetS && !e.is(writeBack) && r.requester != a.self:
+		// It was written back.
 	case r.kind == wire.GetS:
-		// The owner keeps its copy. Without it there is what it may have sent the reader, or written here.
-		if gone(e.owner) && (e.is(writeBack) || r.requester == a.self) {
-			return Uncertain
-		}
+		// The owner keeps its copy, or was parking it and does not. Without it there is what it may have sent the reader, or
+		// written here.
+		return Uncertain
 	case gone(e.owner) && gone(r.requester):
 		return Lost // it is at one of them, or was between them
 	default:

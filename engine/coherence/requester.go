@@ -49,14 +49,15 @@ func (f *fifo) pop() uint32 {
 }
 
 // serveWaiters asks for the pages in the FIFO while there are slots, and frames. A request that this node's own
-// directory grants at once frees its slot again.
-func (a *Agent) serveWaiters(now int64) {
+// directory grants at once frees its slot again. It says whether there was any.
+func (a *Agent) serveWaiters(now int64) (any bool) {
 	for a.waiters.n > 0 && a.free.n > 0 {
 		i := *a.waiters.at(0)
 		p, page := &a.pages[i], a.pageAt(i)
 		if !a.hasFrame(page, p) {
-			return
+			break
 		}
+		any = true
 		a.waiters.pop()
 		need := wire.Shared
 		if p.is(queuedWrite) {
@@ -65,15 +66,21 @@ func (a *Agent) serveWaiters(now int64) {
 		p.marks &^= queuedAny
 		a.ask(now, i, page, need)
 	}
+	return any
 }
 
-// ask takes a slot, which there is, and requests a page that the node has no sufficient right to.
+// ask takes a slot, which there is, and requests a page that the node has no sufficient right to, or fetches it if all
+// it lacks is the bytes.
 func (a *Agent) ask(now int64, i uint32, page wire.PFN, need wire.Mode) {
 	p := &a.pages[i]
+	if p.is(parked) && p.mode >= need && (p.mode == wire.Modified || a.cache.isGood(i)) {
+		a.fetch(i, page)
+		return
+	}
 	atHome := a.isHome(page)
 	kind := wire.GetS
 	switch {
-	case need == wire.Modified && p.mode == wire.Shared:
+	case need == wire.Modified && p.mapped() == wire.Shared:
 		kind = wire.Upgrade
 		a.stats.UpgradeFaults++
 	case need == wire.Modified || atHome && a.readAsWrite:
@@ -89,7 +96,7 @@ func (a *Agent) ask(now int64, i uint32, page wire.PFN, need wire.Mode) {
 		a.enqueue(now, i, kind, t)
 		return
 	}
-	if p.mode == wire.None {
+	if p.mapped() == wire.None {
 		a.cache.frames++
 	}
 	a.send(OpSend, a.homeOf(page), kind, page, t).Mode = need
@@ -125,7 +132,7 @@ func (a *Agent) stepGrant(now int64, i uint32, m *wire.Message) Status {
 	if s != OK {
 		return s
 	}
-	if r.granted || r.kind == wire.Put {
+	if r.granted || r.kind > wire.CoherenceLast {
 		return BadTxn
 	}
 	need := m.Args[1]
@@ -138,7 +145,7 @@ func (a *Agent) stepGrant(now int64, i uint32, m *wire.Message) Status {
 		return BadSender // not the owner that the directory knows
 	case home != m.From && need != 0:
 		return BadField // only the home knows the sharers
-	case m.Flags != 0 && a.pages[i].mode != wire.None:
+	case m.Flags != 0 && a.pages[i].mapped() != wire.None:
 		return BadState // would overwrite a copy that is in use
 	case m.Flags == 0 && (r.kind != wire.Upgrade || home != m.From || a.pages[i].mode != wire.Shared):
 		return BadState // nothing to upgrade
@@ -192,6 +199,8 @@ func (a *Agent) complete(now int64, r *request) {
 	bare := r.kind == wire.Upgrade && p.mode == wire.Shared
 	p.slot = 0
 	p.mode = r.want
+	p.marks &^= parked
+	a.cache.setGood(r.index, !r.tellHome) // a reader's grant came from the home
 	a.beginTenure(now, p, r)
 	if r.want == wire.Shared {
 		a.stats.GrantsShared++
@@ -204,6 +213,7 @@ func (a *Agent) complete(now int64, r *request) {
 	if bare {
 		a.stats.UpgradesBare++
 		a.emit(OpUnprotect, r.page).Mode = r.want
+		a.cache.won(r.index, !a.isHome(r.page))
 	} else {
 		if r.kind == wire.Upgrade {
 			a.stats.UpgradesCarried++
@@ -213,11 +223,9 @@ func (a *Agent) complete(now int64, r *request) {
 		act.Slot = slot
 		act.Msg.Flags = r.carried
 		if !a.isHome(r.page) {
-			a.stats.Cached++
-			a.stats.CachedMost = max(a.stats.CachedMost, a.stats.Cached)
+			a.cached(r.index)
 		}
 	}
-	a.cache.won(r.index, !a.isHome(r.page))
 	t := transaction{requester: a.self, txn: r.txn, slot: slot}
 	page, i, tell := r.page, r.index, r.tellHome
 	*r = request{}

@@ -23,7 +23,8 @@ var rewrite = flag.Bool("rewrite", false, "write the outputs of the scripts in t
 //	> fault NODE PAGE read|write
 //	> evict NODE PAGE
 //	> deliver FROM->TO          the oldest message of that link
-//	> all                       deliver everything, links in order, no time passes
+//	> over NODE                 the node's oldest one-sided operation is over
+//	> all                       deliver everything, links in order, operations are over, no time passes
 //	> time DURATION             let that time pass; deadlines are met
 //	> zero PAGE / nonzero PAGE  the page is, or is not, full of zeros from now on
 //	> inject FROM->TO KIND page=.. txn=.. slot=.. requester=.. mode=.. flags=.. acks=.. arg0=.. arg1=.. epoch=..
@@ -166,9 +167,25 @@ func (c *cluster) command(t *testing.T, f []string) {
 		if s != OK {
 			fmt.Fprintf(&c.log, "  refused %v: %v\n", m.Kind, s)
 		}
+	case "over":
+		n := number(t, f[1])
+		if len(c.over[n]) == 0 {
+			t.Fatalf("%v: no operation is under way", f)
+		}
+		m, s := c.finish(n)
+		if s != OK {
+			fmt.Fprintf(&c.log, "  refused %v: %v\n", m.Kind, s)
+		}
 	case "all":
 		for again := true; again; {
 			again = false
+			for n := range c.over {
+				for len(c.over[n]) > 0 {
+					again = true
+					_, s := c.finish(n)
+					verdict(s)
+				}
+			}
 			for from := range c.links {
 				for to := range c.links[from] {
 					for len(c.links[from][to]) > 0 {
@@ -210,7 +227,7 @@ func (c *cluster) command(t *testing.T, f []string) {
 func messageOf(t *testing.T, from int, f []string) wire.Message {
 	t.Helper()
 	m := wire.Message{From: wire.NodeID(from), Requester: wire.NodeID(from), Epoch: 1, Txn: 1}
-	for k := wire.CoherenceFirst; k <= wire.CoherenceLast; k++ {
+	for k := wire.CoherenceFirst; k <= wire.Parked; k++ {
 		if k.String() == f[0] {
 			m.Kind = k
 		}
@@ -267,7 +284,10 @@ func (c *cluster) show(p wire.PFN) {
 	fmt.Fprint(&c.log, "; rights")
 	for _, a := range c.agents {
 		i, _ := a.Inspect(p)
-		fmt.Fprintf(&c.log, " %v", i.Mode)
+		fmt.Fprintf(&c.log, " %v", i.Right)
+		if i.Right != i.Mode {
+			fmt.Fprint(&c.log, "-parked")
+		}
 		if i.Waiting {
 			fmt.Fprint(&c.log, "?")
 		}

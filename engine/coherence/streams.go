@@ -77,7 +77,7 @@ func (a *Agent) askAhead(now int64, i uint32, need wire.Mode) {
 	ahead, stride := a.streams.advance(i, need == wire.Modified, a.prefetch)
 	for j := int64(i) + int64(stride); ahead > 0 && 0 <= j && j < int64(len(a.pages)) && a.spare(uint32(j)); ahead-- {
 		p := &a.pages[j]
-		if p.mode < need && p.slot == 0 && !p.is(queuedAny) {
+		if p.mapped() < need && p.slot == 0 && !p.is(queuedAny) {
 			a.stats.Prefetches++
 			a.ask(now, uint32(j), a.pageAt(uint32(j)), need)
 		}

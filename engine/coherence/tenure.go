@@ -66,7 +66,9 @@ func newPolicy(t Tenure) policy {
 	p.window = uint16(int64(t.Window) >> p.stampShift)
 	p.busy[0] = p.window
 	for l := 1; l <= levelMax; l++ {
-		p.levels[l] = min(int64(t.Base)<<(l-1), p.max)
+		if p.levels[l] = min(int64(t.Base)<<(l-1), p.max); l == levelMax {
+			p.levels[l] = p.max
+		}
 		p.busy[l] = uint16(min(int64(p.window)+p.levels[l]>>p.stampShift, math.MaxInt16))
 		if p.top = uint8(l); p.levels[l] == p.max {
 			break

@@ -204,7 +204,7 @@ type Report struct {
 	Name     string             `json:"name,omitempty"`
 	Seconds  float64            `json:"seconds"` // from Start to the end, or until now
 	VM       string             `json:"vm,omitempty"`
-	Faults   map[string]Latency `json:"faults"` // by kind: read, write, upgrade, zero, stale ...
+	Faults   map[string]Latency `json:"faults"` // by kind: read, write, upgrade, zero, fetch, stale ...
 	Stages   map[string]Latency `json:"stages"` // what faults are made of: queue, remote, flight, install; split, revoke, forget, send
 	Verbs    map[string]Ops     `json:"verbs"`  // by verb: send, write, read, cas, fetch_add
 	Exits    map[string]uint64  `json:"exits"`  // KVM exits by kind, over all vCPUs

@@ -56,7 +56,11 @@ func (e *fakeEndpoint) WritePage(wire.NodeID, fabric.Region, uint64, fabric.Regi
 	panic("no pages on the machine lane")
 }
 
-func (e *fakeEndpoint) WriteBytes(wire.NodeID, fabric.Region, uint64, []byte) {
+func (e *fakeEndpoint) WriteBytes(wire.NodeID, fabric.Region, uint64, []byte, *wire.Message) {
+	panic("no pages on the machine lane")
+}
+
+func (e *fakeEndpoint) ReadPage(wire.NodeID, uint64, uint32, *wire.Message) {
 	panic("no pages on the machine lane")
 }
 

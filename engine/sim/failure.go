@@ -99,17 +99,20 @@ func (c *cluster) arrives(e *event) bool {
 	return true
 }
 
-// landed is what a one-sided write leaves: itself, nothing or, if it is the one that was cut off, rubbish.
-func (c *cluster) landed(n *node, e *event) {
+// landed is what a one-sided write leaves: itself, nothing or, if it is the one that was cut off, rubbish. It says
+// whether it was the first.
+func (c *cluster) landed(n *node, e *event) bool {
 	l := &c.links[e.peer][e.node]
 	switch {
 	case c.arrives(e):
 		c.land(n, e)
+		return true
 	case !l.deaf && l.torn && e.nth == l.last+1:
 		e.val, e.late = poison, false
 		c.land(n, e)
 		c.result.Aftermath.Torn++
 	}
+	return false
 }
 
 // learn tells a node that it has lost a peer: it takes no more from it. The first node to learn anything ends the VM.

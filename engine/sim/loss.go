@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"strings"
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/wire"
@@ -89,13 +90,17 @@ func (c *cluster) good(page wire.PFN) bool {
 	return info.Shared && !info.Busy
 }
 
-// has says whether what was last written to a page is at a node: in a frame that the guest has mapped, in the home
-// frame, or in a slot in which the page waits for acknowledgements.
+// has says whether what was last written to a page is at a node: in a frame that the guest has mapped or that is being
+// parked, in the home frame, or in a slot in which the page waits for acknowledgements.
 func (c *cluster) has(n *node, page wire.PFN) bool {
 	val := c.truth[page]
 	if n.guest[page] != wire.None || n.isHome(page) {
 		return n.frames[page] == val
 	}
 	r, _ := n.agent.Roles(page)
+	if strings.HasPrefix(r.Requester, "parking") {
+		info, _ := n.agent.Inspect(page)
+		return info.Right != wire.None && n.frames[page] == val
+	}
 	return r.Requester == "granted" && (val == 0 || slices.Contains(n.slots, val))
 }

@@ -33,7 +33,7 @@ var mutants = []mutant{
 	},
 	{
 		"faults that wait for a slot are forgotten", "agent.go",
-		"\t\ta.serveWaiters(now)\n", "",
+		"a.waiters.n > 0 && a.serveWaiters(now)", "false",
 	},
 	{
 		"page sent before it is unmapped", "holder.go",
@@ -93,46 +93,60 @@ var mutants = []mutant{
 		"\te.bits &^= busy\n\ta.advance(now, i, e)", "\te.bits &^= busy",
 	},
 	{
-		"home does not wait for a page that it takes back", "home.go",
-		"a.stats.Puts++\n\t\tr.phase = waiting", "a.stats.Puts++",
+		"home calls a page owned that was returned to it", "home.go",
+		"e.bits = e.bits&^(busy|writeBack) | shared", "e.bits &^= busy | writeBack",
 	},
 	{
-		"home forgets to forget who dropped its copy", "home.go",
-		"\te.sharers &^= bit(r.requester)\n", "",
+		"home thinks that who had the page parked still owns it", "home.go",
+		"| shared\n\te.sharers = 0\n\tr.phase = queued", "| shared\n\te.sharers = bit(m.From)\n\tr.phase = queued",
 	},
 	{
-		"home takes back what another node owns by now", "home.go",
-		"case !e.is(shared) && e.owner == r.requester:", "case !e.is(shared):",
+		"home grants itself less than its directory says", "home.go",
+		"\t\town.want = mode // a reader may get more than it asked for\n", "",
 	},
 	{
-		"page written back before it is unmapped", "evict.go",
-		"\t\ta.emit(OpUnmap, m.Page)\n\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n",
-		"\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n\t\ta.emit(OpUnmap, m.Page)\n",
+		"page parked before it is unmapped", "evict.go",
+		"\ta.emit(OpUnmap, page)\n\tp.marks |= parked\n\tp.setLevel(0)\n", "\tp.marks |= parked\n\tp.setLevel(0)\n\tdefer a.emit(OpUnmap, page)\n",
 	},
 	{
-		"frame discarded before it is written back", "evict.go",
-		"\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n\t\ta.discard(m.Page, i)\n",
-		"\t\ta.discard(m.Page, i)\n\t\ta.send(OpSendPage, m.From, wire.WriteBack, m.Page, t)\n",
+		"dirty page dropped", "evict.go",
+		"if p.mode == wire.Shared {\n\t\ta.stats.EvictionsClean++", "if p.mode != wire.None {\n\t\ta.stats.EvictionsClean++",
 	},
 	{
-		"fault on a page that is given back is forgotten", "evict.go",
+		"page that was being fetched is used although the right has gone", "evict.go",
+		"case p.is(parked):\n\t\tp.marks &^= parked\n", "case true:\n\t\tp.mode = max(p.mode, wire.Shared)\n\t\tp.marks &^= parked\n",
+	},
+	{
+		"reader fetches a page whose home frame may not be good yet", "requester.go",
+		"(p.mode == wire.Modified || a.cache.isGood(i))", "true",
+	},
+	{
+		"a parked page is upgraded", "requester.go",
+		"need == wire.Modified && p.mapped() == wire.Shared:", "need == wire.Modified && p.mode == wire.Shared:",
+	},
+	{
+		"owner keeps the right to a page that it returned", "evict.go",
+		"\tp.marks &^= parked\n\tp.mode = wire.None\n\tif f.kind", "\tp.marks &^= parked\n\tif f.kind == wire.Inv {\n\t\tp.mode = wire.None\n\t} else {\n\t\tp.marks |= parked\n\t}\n\tif f.kind",
+	},
+	{
+		"fault on a page that is being parked is forgotten", "evict.go",
 		"if p.is(queuedAny) && !a.waiters.push(i) {", "if false {",
 	},
 	{
 		"page that is asked for does not count", "requester.go",
-		"\tif p.mode == wire.None {\n\t\ta.cache.frames++\n\t}\n", "",
+		"\tif p.mapped() == wire.None {\n\t\ta.cache.frames++\n\t}\n", "",
 	},
 	{
 		"page that goes counts on", "evict.go",
-		"if p := &a.pages[i]; p.slot == 0 || a.putting(p) {", "if p := &a.pages[i]; p.slot == 0 {",
+		"if p := &a.pages[i]; p.slot == 0 || a.parking(p) {", "if p := &a.pages[i]; p.slot == 0 {",
 	},
 	{
-		"pages given back count for ever as being given back", "evict.go",
-		"\ta.cache.putting--\n", "",
+		"pages that are parked count for ever as being parked", "evict.go",
+		"\t\ta.cache.parking--\n", "",
 	},
 	{
-		"nothing is given back before all frames are taken, and then nothing is", "evict.go",
-		"for c.draining && c.putting < c.most && a.free.n > 0 {", "for c.draining && c.frames < c.limit && c.putting < c.most && a.free.n > 0 {",
+		"the hand never goes on", "agent.go",
+		"\ta.cache.rests = a.cache.rests && now < a.cache.until\n", "",
 	},
 	{
 		"tenure without a bound", "tenure.go",
@@ -187,7 +201,7 @@ var mutantsOf = []struct {
 	}},
 	{"TestFailures", mutant{
 		"losses: a lost node's pages that others read are not kept", "loss.go",
-		"if p.mode != wire.None {\n\t\treturn Kept", "if p.mode == wire.Modified {\n\t\treturn Kept",
+		"case p.mapped() != wire.None:\n\t\treturn Kept", "case p.mapped() == wire.Modified:\n\t\treturn Kept",
 	}},
 	{"TestFailures", mutant{
 		"losses: what is asked for counts as kept", "loss.go",
@@ -203,15 +217,15 @@ var mutantsOf = []struct {
 	}},
 	{"TestFailures", mutant{
 		"losses: what a lost node was about to write counts as safe", "loss.go",
-		"if r.kind != wire.Put && gone(r.requester) {", "if false {",
+		"\t\tif gone(r.requester) {\n", "\t\tif false {\n",
 	}},
 	{"TestFailures", mutant{
-		"losses: what was about to be given back counts as safe", "loss.go",
-		"\t\treturn Uncertain // it may have been written back, but", "\t\treturn 0 // it may have been written back, but",
+		"losses: what has been parked counts as kept", "loss.go",
+		"case p.mapped() != wire.None:", "case p.mode != wire.None:",
 	}},
 	{"TestFailures", mutant{
 		"losses: what a lost node was about to let others read counts as safe", "loss.go",
-		"if gone(e.owner) && (e.is(writeBack) || r.requester == a.self) {", "if false {",
+		"written here.\n\t\treturn Uncertain", "written here.\n\t\treturn 0",
 	}},
 	{"TestFailures", mutant{
 		"losses: what was between two nodes counts as safe", "loss.go",
@@ -224,10 +238,6 @@ var mutantsOf = []struct {
 	{"TestSim", mutant{
 		"sets of nodes have room for 32", "agent.go",
 		"func bit(n wire.NodeID) uint64 { return 1 << n }", "func bit(n wire.NodeID) uint64 { return 1 << (n % 32) }",
-	}},
-	{"TestSim", mutant{
-		"home thinks that who gave its page back still owns it", "home.go",
-		"\t\tif e.owner == r.requester {\n\t\t\te.bits |= shared\n\t\t\te.sharers = 0\n", "\t\tif e.owner == r.requester {\n\t\t\te.bits |= shared\n\t\t\te.sharers = bit(r.requester)\n",
 	}},
 }
 

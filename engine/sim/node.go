@@ -84,7 +84,7 @@ func (c *cluster) fault(n *node, page wire.PFN, write bool) {
 	if write {
 		need = wire.Modified
 	}
-	// What the page allows by now nobody waits for, even if the page is being given back.
+	// What the page allows by now nobody waits for.
 	if _, asked := n.since[page]; !asked && n.guest[page] < need {
 		n.since[page] = c.now
 	}
@@ -99,8 +99,15 @@ func (c *cluster) fault(n *node, page wire.PFN, write bool) {
 }
 
 // message hands a message to the agent, twice at times: it has to see that the second is none.
-func (c *cluster) message(n *node, m *wire.Message, chain int) {
-	c.costs.received(n.id, m, chain)
+func (c *cluster) message(n *node, e *event) {
+	m := &e.msg
+	switch m.Kind {
+	case wire.Fetched:
+		n.slots[m.Slot] = e.val
+	case wire.Parked:
+	default:
+		c.costs.received(n.id, m, e.chain)
+	}
 	if s := n.agent.Step(c.now, m); s != coherence.OK {
 		c.fail("node %d refuses %v from node %d for page %d of node %d: %v", n.id, m.Kind, m.From, m.Page, m.Requester, s)
 		return
@@ -137,6 +144,17 @@ func (c *cluster) land(n *node, e *event) {
 	n.frames[e.page] = e.val
 }
 
+// oneSided does what an OpPark or OpFetch of a peer asks for, in this node's home frame, and sends word.
+func (c *cluster) oneSided(n *node, e *event) {
+	if e.msg.Kind == wire.Parked && !c.landed(n, e) || e.msg.Kind == wire.Fetched && !c.arrives(e) {
+		return
+	}
+	if e.msg.Kind == wire.Fetched {
+		e.val = n.frames[e.page]
+	}
+	c.transmit(n.id, e.peer, event{what: evMessage, msg: e.msg, val: e.val})
+}
+
 // perform does what the agent wants, in order, and checks each action for sense, and the pages it was about.
 func (c *cluster) perform(n *node) {
 	actions := n.agent.Actions()
@@ -162,6 +180,9 @@ func (c *cluster) act(n *node, a *coherence.Action) {
 		c.post(n, a, &m)
 	case coherence.OpSendPage:
 		c.sendPage(n, a, guest)
+	case coherence.OpPark, coherence.OpFetch:
+		c.expect(n, a, guest == wire.None && !n.isHome(a.Page) && a.Msg.From == a.Peer && int(a.Peer) == c.homes[a.Page].id)
+		c.transmit(n.id, int(a.Peer), event{what: evOneSided, page: a.Page, val: n.frames[a.Page], flag: true, msg: a.Msg})
 	case coherence.OpProtect:
 		c.drainNode(n)
 		c.expect(n, a, guest == wire.Modified)
@@ -278,8 +299,8 @@ func (c *cluster) served(n *node, page wire.PFN) {
 
 // bound is the longest time that a request may take: its turn comes after that of every other node, each of
 // which takes a tenure and four messages; and before that it may have waited for a slot, which is the same
-// time again for each page that was before it. Where pages are given back, each of these may have waited for one that
-// was, and the page itself have been given back before.
+// time again for each page that was before it. Where pages are parked, each of these may have waited for one that was,
+// and the page itself have been parked before.
 //
 // A message waits for its turn with the agent that takes it. There it meets at most what belongs to requests, which are
 // as many as there are slots: two messages and an invalidation of each, one of the node's faults for each vCPU, a tick.

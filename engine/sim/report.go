@@ -13,8 +13,7 @@ import (
 // Kinds says what transactions cost, by kind, in the order of their names.
 type Kinds []Kind
 
-// Kind is one sort of transaction, named by what was asked and who answered. A Put ends where the home has the page, or
-// knows that it is not held any more.
+// Kind is one sort of transaction, named by what was asked and who answered.
 type Kind struct {
 	Name     string  `json:"name"`
 	Count    int     `json:"count"`
@@ -79,7 +78,7 @@ type cost struct {
 	messages, pages, forwards, invalidations int
 	chain                                    int
 	bare, served                             bool
-	gave                                     wire.Mode            // Put: what the requester gives back
+	parked                                   bool                 // its owner had
 	depth                                    [wire.MaxNodes]uint8 // longest chain of messages that has reached a node
 }
 
@@ -107,8 +106,8 @@ func (c *costs) sent(from int, m *wire.Message) (chain int) {
 	case wire.Grant:
 		x.granter = from
 		x.bare = m.Flags == 0
-	case wire.PutAck:
-		x.gave = m.Mode
+	case wire.WriteBack:
+		x.parked = x.parked || m.Flags == wire.FlagHome
 	}
 	if m.Flags&wire.FlagData != 0 {
 		x.pages++
@@ -122,11 +121,6 @@ func (c *costs) received(at int, m *wire.Message, chain int) {
 		return
 	}
 	x.depth[at] = max(x.depth[at], uint8(chain))
-	over := m.Kind == wire.WriteBack || m.Kind == wire.Done || m.Kind == wire.PutAck && m.Mode == wire.None
-	if x.asked == wire.Put && over {
-		x.served = true
-		x.chain = chain
-	}
 }
 
 // served closes the transaction of a node for a page: what comes later is not waited for.
@@ -139,9 +133,6 @@ func (c *costs) served(node int, page wire.PFN) {
 
 func (x *cost) name() string {
 	asked := x.asked.String()
-	if x.asked == wire.Put {
-		return asked + [...]string{wire.None: ", too late", wire.Shared: ", by sharer", wire.Modified: ", by owner"}[x.gave]
-	}
 	if x.first == x.requester && x.asked > wire.Upgrade { // the home itself asked
 		switch x.asked {
 		case wire.FwdGetS:
@@ -156,6 +147,9 @@ func (x *cost) name() string {
 		asked += ", no data"
 	case x.asked == wire.Upgrade:
 		asked += ", lost its copy"
+	}
+	if x.parked {
+		return asked + ", parked by owner"
 	}
 	if x.forwards > 0 {
 		return asked + ", from owner"

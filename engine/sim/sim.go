@@ -67,7 +67,7 @@ type Config struct {
 	Slow         float64       // share of the nodes where everything takes SlowBy times as long
 	SlowBy       int           // 0: 1
 	Idle         float64       // share of the messages upon which the node's vCPUs count as halted, or as running again
-	Evict        float64       // share of the messages upon which the node gives back a page, any one
+	Evict        float64       // share of the messages upon which the node parks a page, any one
 	Repeat       float64       // share of the messages that come twice; the agent has to refuse the second
 	Deadline     time.Duration // simulated time after which the run is cut off
 
@@ -159,13 +159,14 @@ type event struct {
 type what uint8
 
 const (
-	evRun     what = iota // a vCPU goes on
-	evFault               // the agent learns of a fault
-	evLand                // a one-sided write arrives
-	evMessage             // a message arrives
-	evTick                // the agent's deadline
-	evRetire              // a store leaves its buffer, perhaps
-	evServe               // the agent takes the next input
+	evRun      what = iota // a vCPU goes on
+	evFault                // the agent learns of a fault
+	evLand                 // a one-sided write arrives
+	evOneSided             // an operation on a home frame arrives there, of which the node that asked for it gets word
+	evMessage              // a message arrives, or that word
+	evTick                 // the agent's deadline
+	evRetire               // a store leaves its buffer, perhaps
+	evServe                // the agent takes the next input
 	evCrash
 	evBreak
 	evLearn // a node learns that it has lost a peer
@@ -258,6 +259,8 @@ func (c *cluster) loop() {
 			}
 		case evLand:
 			c.landed(n, &e)
+		case evOneSided:
+			c.oneSided(n, &e)
 		case evMessage:
 			if c.arrives(&e) {
 				c.input(n, &e)
@@ -315,7 +318,7 @@ func (c *cluster) take(n *node, e *event) {
 	case evFault:
 		c.fault(n, e.page, e.flag)
 	case evMessage:
-		c.message(n, &e.msg, e.chain)
+		c.message(n, e)
 	case evTick:
 		n.tickAt = math.MaxInt64
 		n.agent.Tick(c.now)
@@ -352,7 +355,8 @@ func (c *cluster) transmit(from, to int, e event) {
 		c.plan(c.rng.Int64N(at-c.now+1), event{what: evBreak, node: from, peer: to})
 	}
 	e.node = to
-	if e.what == evLand { // a page does not wait for the messages before it: see package fabric, Ordering
+	// A page does not wait for the messages before it, nor does word of an operation: see package fabric, Ordering.
+	if e.what == evLand || e.what == evOneSided || e.msg.Kind > wire.CoherenceLast {
 		at = c.now + c.rng.Int64N(at-c.now+1)
 	}
 	c.plan(at-c.now, e)

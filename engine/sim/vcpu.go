@@ -173,8 +173,12 @@ func (c *cluster) checkAtRest() {
 				c.fail("page %d at rest: %+v", p, info)
 			}
 			for _, m := range c.nodes {
-				if g := m.guest[p]; g != right(&info, m.id) {
-					c.fail("page %d at rest: node %d has it in %v, the directory says %v", p, m.id, g, right(&info, m.id))
+				mine, _ := m.agent.Inspect(p)
+				if mine.Right != right(&info, m.id) {
+					c.fail("page %d at rest: node %d has a right to it of %v, the directory says %v", p, m.id, mine.Right, right(&info, m.id))
+				}
+				if mine.Mode != mine.Right && n.frames[p] != c.truth[p] {
+					c.fail("page %d at rest: parked by node %d, and the home frame holds %#x, the last written is %#x", p, m.id, n.frames[p], c.truth[p])
 				}
 			}
 		}

@@ -33,7 +33,7 @@ import (
 const (
 	// Version is the layout's version. Nodes of different versions never get past the rendezvous, so a
 	// mismatch here is corruption or a stranger.
-	Version = 1
+	Version = 2
 	// Size is the length of an encoded message in bytes.
 	Size = 64
 	// PageSize is the unit of coherence in bytes.
@@ -69,13 +69,18 @@ const (
 	InvAck                    // sharer to requester: copy dropped
 	WriteBack                 // owner to home: the home frame holds the page's bytes again
 	Done                      // requester to home: transaction over
-	Put                       // holder to home: would rather not hold the page any longer
-	PutAck                    // home to that holder: its turn; Mode is what it has, and is to give back now
 	coherenceEnd
 
 	// CoherenceFirst and CoherenceLast bound the kinds above.
 	CoherenceFirst = GetS
 	CoherenceLast  = coherenceEnd - 1
+)
+
+// Kinds that never travel: a lane's word to its own node that a one-sided operation is over. From is the node whose
+// memory it was about. Decode refuses them, so they cannot come from anybody else.
+const (
+	Fetched = coherenceEnd + iota // a page that was read from its home frame is in the slot
+	Parked                        // a page that was written is in its home frame
 )
 
 // Kinds of the machine lane; the words of Args are given for each.
@@ -96,7 +101,7 @@ const (
 var kindNames = [...]string{
 	GetS: "GetS", GetM: "GetM", Upgrade: "Upgrade", FwdGetS: "FwdGetS", FwdGetM: "FwdGetM", Inv: "Inv",
 	Grant: "Grant", InvAck: "InvAck", WriteBack: "WriteBack", Done: "Done",
-	Put: "Put", PutAck: "PutAck",
+	Fetched: "Fetched", Parked: "Parked",
 	IPI: "IPI", Access: "Access", AccessAck: "AccessAck", EOI: "EOI", Ping: "Ping", Pong: "Pong",
 }
 
@@ -133,6 +138,7 @@ type Flags uint8
 const (
 	FlagData Flags = 1 << iota // the page's bytes are in the receiver's slot (or home frame)
 	FlagZero                   // the page is all zeros and its bytes did not travel
+	FlagHome                   // WriteBack: the bytes are in the home frame already, and the sender gives up its right
 	flagEnd
 
 	flagMask = flagEnd - 1

@@ -108,7 +108,7 @@ func TestKindNames(t *testing.T) {
 // FuzzDecode holds that whatever arrives is either refused or encodes back to the same bytes.
 func FuzzDecode(f *testing.F) {
 	for _, m := range []Message{
-		{Kind: GetM, Page: 3, Txn: 9, Slot: 1}, {Kind: PutAck, From: 1, Mode: Modified, Page: 5, Txn: 2},
+		{Kind: GetM, Page: 3, Txn: 9, Slot: 1}, {Kind: WriteBack, From: 1, Flags: FlagHome, Page: 5, Txn: 2},
 	} {
 		b := make([]byte, Size)
 		m.Encode(b)

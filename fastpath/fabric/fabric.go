@@ -6,27 +6,39 @@
 //
 // # Ordering
 //
-// Between one endpoint and one peer, Sends arrive in order,
-// and when Poll hands out a message, the bytes of every WritePage and WriteBytes that the sender posted to
-// this node before that Send are in this node's memory, visible to any of its threads that learns of the
-// message from Poll's caller. They may be there earlier, even before messages sent before them. Nothing is promised
-// about posts to different peers, and a WritePage that no later Send follows is not known to have arrived. Posts become visible to the peer at Flush at the latest;
-// an endpoint may start them earlier.
+// Between one endpoint and one peer, Sends arrive in order, and when Poll hands out a message, the bytes of every
+// WritePage and WriteBytes that the sender posted to this node before that Send are in this node's memory, visible to
+// any of its threads that learns of the message from Poll's caller. They may be there earlier, even before messages
+// sent before them. A ReadPage sees what the WritePages and WriteBytes wrote that this node posted to that peer before.
+// What is written to the page later, by anyone, it may see, or not, or in part, until it is over. Nothing is promised
+// about posts to different peers. Posts begin at Flush at the latest; an endpoint may start them earlier.
+//
+// # Words
+//
+// Nobody hears of a one-sided operation by itself. Where its own node has to know that it is over, it is posted with a
+// *word*: a message from this node's lane to this node, which Poll hands out once, as it was given. By the word of a
+// ReadPage, the bytes are in the slot, visible like those that a message proves. By that of a WriteBytes, they are at
+// the peer, whatever becomes of this node; threads of the peer see them as above, when they get what is sent later.
+// Words come in any order, among each other and among messages. A WritePage, or a WriteBytes without a word, that no
+// later Send follows is not known to have arrived.
 //
 // # Ownership
 //
 // All methods of an Endpoint but Stats belong to one thread at a time, the one that drives the lane; Offer and Connect
-// are called before it starts polling, Close after it stopped. Send and Flush need not be called by who has armed it. Send copies its message and
-// WriteBytes its page before they return. WritePage may read its source any time until the peer has the next
-// message sent to it; the coherence protocol keeps a home frame unchanged that long. Poll overwrites the messages it is given and keeps none.
+// are called before it starts polling, Close after it stopped. Send and Flush need not be called by who has armed it.
+// Send copies its message, WriteBytes its page, and WriteBytes and ReadPage their word before they return. WritePage
+// may read its source any time until the peer has the next message sent to it; the coherence protocol keeps a home
+// frame unchanged that long. A slot belongs to the lane from the ReadPage that names it until Poll has handed out the
+// word. Poll overwrites the messages it is given and keeps none.
 //
 // # Failure
 //
 // A peer is lost when its process or queue pair died, when what it put into the shared memory makes no
 // sense, when it closed its end, when it takes nothing for so long that the backlog for it overflows, or
 // when a post names memory that the peer did not offer. Poll reports each lost peer exactly once as a
-// *[PeerError]; from then on posts to that peer are dropped silently, nothing from it is delivered, and the
-// other peers are served as before. There is no way back: the VM's next epoch has new lanes.
+// *[PeerError]; from then on posts to that peer are dropped silently, nothing from it is delivered, no word of an
+// operation on it is handed out, and the other peers are served as before. A slot that a page of it was to be read into
+// stays the lane's. There is no way back: the VM's next epoch has new lanes.
 //
 // Post, Flush, Poll and Arm allocate nothing, take no lock and build no string, except to report a loss.
 package fabric
@@ -39,13 +51,13 @@ import (
 	"ironspan/engine/wire"
 )
 
-// Region names a piece of a node's memory that peers write to.
+// Region names a piece of a node's memory that peers reach.
 type Region uint8
 
 // The regions.
 const (
 	RAM   Region = iota // the node's home frames; an offset is the page's VM RAM offset, PFN*wire.PageSize
-	Slots               // the node's receive slots of this lane; an offset is slot*wire.PageSize
+	Slots               // the node's receive slots of this lane, to write only; an offset is slot*wire.PageSize
 )
 
 // String returns ram or slots.
@@ -59,9 +71,9 @@ func (r Region) String() string {
 	return fmt.Sprintf("Region(%d)", uint8(r))
 }
 
-// Memory is a mapping of this process that a lane reads from and lets peers write to. It is page-aligned and
-// never faults into user space (it is the service view, not the guest view). Its owner keeps it mapped until
-// the lane is closed.
+// Memory is a mapping of this process that a lane reads from, reads pages of peers into and lets peers reach. It is
+// page-aligned and never faults into user space (it is the service view, not the guest view). Its owner keeps it mapped
+// until the lane is closed.
 type Memory struct {
 	Addr uintptr // first byte
 	Len  uint64  // bytes
@@ -72,7 +84,7 @@ type Memory struct {
 type Span struct{ First, Last uint64 }
 
 // Config is what every form of a lane needs to know. A lane without memory, such as the machine lane, has
-// zero RAM and Slots and no Homes; WritePage and WriteBytes on it lose the peer.
+// zero RAM and Slots and no Homes; WritePage, WriteBytes and ReadPage on it lose the peer.
 type Config struct {
 	Self  wire.NodeID // this node
 	Nodes int         // nodes of the VM, Self included
@@ -115,15 +127,21 @@ type Endpoint interface {
 	// frame) to peer's region dst at dstOff. Offsets are multiples of wire.PageSize.
 	WritePage(peer wire.NodeID, dst Region, dstOff uint64, src Region, srcOff uint64)
 	// WriteBytes is WritePage from any wire.PageSize bytes of Go-visible memory. The bytes are copied (to the
-	// peer, or to a registered bounce buffer) before it returns, so the caller may free or reuse them.
-	WriteBytes(peer wire.NodeID, dst Region, dstOff uint64, page []byte)
+	// peer, or to a registered bounce buffer) before it returns, so the caller may free or reuse them. over is the word
+	// for when they have arrived, or nil; as with ReadPage.
+	WriteBytes(peer wire.NodeID, dst Region, dstOff uint64, page []byte, over *wire.Message)
+	// ReadPage posts a one-sided read of the page at srcOff of peer's RAM, a home frame, into this node's own slot. over
+	// is the word for when it is there; its From must be peer. As many words may be to come as there are slots; a post
+	// that asks for one more can lose its peer.
+	ReadPage(peer wire.NodeID, srcOff uint64, slot uint32, over *wire.Message)
 	// Send posts m, which is copied. m.From must be this node: receivers drop the peer otherwise.
 	Send(peer wire.NodeID, m *wire.Message)
 	// Flush starts everything posted since the last one: one doorbell for each peer concerned.
 	Flush()
-	// Poll fills ms with messages that have arrived, as many as are there and fit, and returns their
-	// number. Each message has passed wire.Message.Decode and its From is the peer whose link it came on.
-	// Poll also goes on with posts that were held back for want of room at the peer, takes note of
+	// Poll fills ms with messages that have arrived and words that are due, as many as are there and fit, and returns
+	// their number. Each message has passed wire.Message.Decode, each word is as this node gave it, and the From of
+	// either is the peer whose link it concerns: no peer can send a kind that Decode refuses, so such a kind tells that
+	// it is a word. Poll also goes on with posts that were held back for want of room at the peer, takes note of
 	// completions, and makes FD quiet again. A non-nil error says that one peer was lost; the n messages
 	// are good nevertheless.
 	Poll(ms []wire.Message) (n int, lost *PeerError)
@@ -147,7 +165,7 @@ type Endpoint interface {
 type Lane interface {
 	Endpoint
 	// Offer returns what peer has to know to connect to this lane. It is opaque, meant for that peer and
-	// lane only, and worth a secret's care: who holds it and reaches the fabric can write to guest memory.
+	// lane only, and worth a secret's care: who holds it and reaches the fabric can read and write guest memory.
 	Offer(peer wire.NodeID) ([]byte, error)
 	// Connect links this end with the peer whose offer to us this is. Everything in it is checked, version,
 	// epoch, lane and node numbers included; a refusal says what did not match.
@@ -157,7 +175,7 @@ type Lane interface {
 // PeerError says that a peer was lost: the link to it carries nothing any more.
 type PeerError struct {
 	Peer   wire.NodeID
-	Op     string // what failed: "poll", "send", "write", "peer" (its process died), "closed" ...
+	Op     string // what failed: "poll", "send", "write", "read", "peer" (its process died), "closed" ...
 	Reason error
 }
 
@@ -175,7 +193,8 @@ var (
 	ErrPeerClosed = errors.New("it closed its end of the lane")
 	ErrGarbled    = errors.New("it sent something that is not a message of this lane")
 	ErrOverflow   = errors.New("it takes no messages: the backlog for it is full")
-	ErrRange      = errors.New("a write to memory that it did not offer")
+	ErrRange      = errors.New("an access to memory that it did not offer")
+	ErrWords      = errors.New("more operations on its memory are to be told the end of than there are slots")
 )
 
 // Errors of Connect, for errors.Is.
@@ -187,7 +206,7 @@ var (
 // Verb is a kind of operation that is counted.
 type Verb uint8
 
-// The verbs. The shared-memory fabric counts its copies as Write and its ring entries as Send.
+// The verbs. The shared-memory fabric counts its copies as Write or Read and its ring entries as Send.
 const (
 	Send Verb = iota
 	Write
@@ -220,7 +239,7 @@ func (c *Counter) Add(n uint64) {
 // the same instant.
 type Stats struct {
 	Posted    [Verbs]Counter // operations posted by this node, by verb
-	Received  Counter        // messages handed out by Poll
+	Received  Counter        // messages handed out by Poll; no words
 	Doorbells atomic.Uint64  // times a peer (shm) or a device (rdma) was told of new work
 	HeldBack  atomic.Uint64  // posts that waited for room at the peer
 	Armed     atomic.Uint64  // times Arm returned false: the thread was about to sleep

@@ -177,7 +177,8 @@ func TestLarge(t *testing.T) {
 			sum.FrameWaits += s.FrameWaits
 			sum.EvictionsClean += s.EvictionsClean
 			sum.EvictionsDirty += s.EvictionsDirty
-			sum.EvictionsLost += s.EvictionsLost
+			sum.Fetches += s.Fetches
+			sum.Returns += s.Returns
 		}
 	}
 	for what, n := range map[string]uint64{
@@ -185,7 +186,7 @@ func TestLarge(t *testing.T) {
 		"bare upgrades": sum.UpgradesBare, "carried upgrades": sum.UpgradesCarried, "zero pages": sum.ZeroGrants,
 		"queued requests": sum.Queued, "migrations": sum.Migrations, "companions": sum.Companions, "prefetches": sum.Prefetches,
 		"waits for frames": sum.FrameWaits, "clean evictions": sum.EvictionsClean, "dirty evictions": sum.EvictionsDirty,
-		"late evictions": sum.EvictionsLost,
+		"fetches": sum.Fetches, "forwards to who had parked the page": sum.Returns,
 	} {
 		if n == 0 {
 			t.Errorf("no cluster had any %s", what)

@@ -27,8 +27,8 @@ type Config struct {
 	Migratory   bool
 	Prefetch    int
 
-	// Evictions are how often each node gives back a page, any that it can at any moment; none if nil. Cache bounds the
-	// pages homed elsewhere that a node holds, if it is not 0, and the agents choose what to give back.
+	// Evictions are how often each node parks a page, any that it can at any moment; none if nil. Cache bounds the
+	// pages homed elsewhere that a node holds, if it is not 0, and the agents choose what to park.
 	Evictions []int
 	Cache     int
 

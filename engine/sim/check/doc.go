@@ -13,7 +13,7 @@
 //   - a vCPU begins to read or write a page, out of a budget for each node, and faults if it may not;
 //   - one that was woken goes on, or faults again because the page is gone already. A node can have a reader and
 //     a writer for each page at a time, so there are followers. A lease faults like a vCPU;
-//   - a node gives a page back, any that it can, out of a budget; or its agent chooses, if it may cache only so many;
+//   - a node parks a page, any that it can, out of a budget; or its agent chooses, if it may cache only so many;
 //   - a node's clock goes on, or its deadline is met.
 //
 // Of a page's bytes it matters only whether they are the last written (in the order in which writes happen, of

@@ -57,10 +57,8 @@ func (f *folder) append(b []byte, w *world, r *renaming) []byte {
 			if from == to {
 				continue
 			}
-			b = append(b, byte(len(l)))
-			for i := range l {
-				b = appendPacket(b, &l[i], n)
-			}
+			b = appendPackets(b, l, n)
+			b = appendPackets(b, w.words[from][to], n)
 		}
 	}
 	for _, p := range r.pagesBack {
@@ -84,9 +82,17 @@ func (w *world) phase(x *node) byte {
 	return byte(x.now / w.cfg.turn() % int64(w.cfg.Nodes))
 }
 
+func appendPackets(b []byte, l []packet, n *coherence.Naming) []byte {
+	b = append(b, byte(len(l)))
+	for i := range l {
+		b = appendPacket(b, &l[i], n)
+	}
+	return b
+}
+
 func appendPacket(b []byte, k *packet, n *coherence.Naming) []byte {
 	m := &k.msg
-	b = append(b, byte(m.Kind)|byte(m.Flags)<<4|byte(k.bytes)<<6, byte(m.Mode)|m.Acks<<2, byte(n.Node(m.Requester)),
+	b = append(b, byte(m.Kind)|byte(m.Flags)<<4, byte(k.bytes)|byte(m.Mode)<<2|m.Acks<<4, byte(n.Node(m.Requester)),
 		byte(n.Slot(m.Requester, m.Slot)), byte(n.Txn(m.Requester, m.Txn)), byte(n.Page(m.Page)))
 	b = binary.AppendUvarint(b, m.Args[0])
 	return binary.AppendUvarint(b, n.Nodes(m.Args[1]))
@@ -124,16 +130,8 @@ func (w *world) unfold(b []byte) {
 			if from == to {
 				continue
 			}
-			l := w.links[from][to][:0]
-			count := b[0]
-			b = b[1:]
-			for range count {
-				var k packet
-				k, b = readPacket(b)
-				k.msg.From = wire.NodeID(from)
-				l = append(l, k)
-			}
-			w.links[from][to] = l
+			w.links[from][to], b = w.readPackets(w.links[from][to][:0], b, wire.NodeID(from))
+			w.words[from][to], b = w.readPackets(w.words[from][to][:0], b, wire.NodeID(from))
 		}
 	}
 	for p := range w.zero {
@@ -141,10 +139,25 @@ func (w *world) unfold(b []byte) {
 	}
 }
 
+// readPackets reads what appendPackets wrote. The word of an operation is the home's, whichever way it goes.
+func (w *world) readPackets(l []packet, b []byte, from wire.NodeID) ([]packet, []byte) {
+	count := b[0]
+	b = b[1:]
+	for range count {
+		var k packet
+		k, b = readPacket(b)
+		if k.msg.From = from; k.msg.Kind > wire.CoherenceLast {
+			k.msg.From = w.cfg.homeOf(k.msg.Page)
+		}
+		l = append(l, k)
+	}
+	return l, b
+}
+
 func readPacket(b []byte) (k packet, rest []byte) {
-	k.bytes = content(b[0] >> 6)
+	k.bytes = content(b[1] & 3)
 	k.msg = wire.Message{
-		Kind: wire.Kind(b[0] & 0xf), Flags: wire.Flags(b[0] >> 4 & 3), Mode: wire.Mode(b[1] & 3), Acks: b[1] >> 2,
+		Kind: wire.Kind(b[0] & 0xf), Flags: wire.Flags(b[0] >> 4), Mode: wire.Mode(b[1] >> 2 & 3), Acks: b[1] >> 4,
 		Requester: wire.NodeID(b[2]), Slot: uint32(b[3]), Txn: uint32(b[4]), Page: wire.PFN(b[5]), Epoch: 1,
 	}
 	b = b[6:]

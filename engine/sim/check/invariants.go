@@ -1,6 +1,8 @@
 package check
 
 import (
+	"strings"
+
 	"ironspan/engine/coherence"
 	"ironspan/engine/wire"
 )
@@ -33,6 +35,10 @@ func (w *world) checkPage(p wire.PFN) {
 		if (x.reader == blocked || x.writer == blocked) && !mine.Waiting {
 			w.fail("a vCPU of node %d waits for page %d, its agent does not", n, p)
 		}
+		if home := w.cfg.homeOf(p); mine.Right > mine.Mode && wire.NodeID(n) != home && !mine.Waiting && mine.Right == wire.Modified &&
+			w.at(home, p).frame != current {
+			w.fail("node %d has parked page %d, and its home frame does not hold the last written bytes", n, p)
+		}
 		moving = moving || mine.Waiting || mine.Deferred
 	}
 	if writers > 1 || writers == 1 && readers > 0 {
@@ -46,7 +52,8 @@ func (w *world) checkPage(p wire.PFN) {
 // checkCached counts the frames of pages homed elsewhere, and looks for one that belongs to nobody.
 func (w *world) checkCached(p wire.PFN) {
 	for n := range w.nodes {
-		if x := &w.nodes[n].pages[p]; w.cfg.homeOf(p) != wire.NodeID(n) && x.guest == wire.None != (x.frame == absent) {
+		x := &w.nodes[n].pages[p]
+		if w.cfg.homeOf(p) != wire.NodeID(n) && x.guest == wire.None != (x.frame == absent) && !w.parking(wire.NodeID(n), p) {
 			w.fail("node %d has page %d in %v, but a frame for it: %v", n, p, x.guest, x.frame != absent)
 		}
 		cached := 0
@@ -59,6 +66,12 @@ func (w *world) checkCached(p wire.PFN) {
 			w.fail("node %d has frames for %d pages of others", n, cached)
 		}
 	}
+}
+
+// parking says whether a node keeps a frame only until its bytes are in the home frame.
+func (w *world) parking(n wire.NodeID, p wire.PFN) bool {
+	r, _ := w.agents[n].Roles(p)
+	return strings.HasPrefix(r.Requester, "parking")
 }
 
 // checkLinks looks at the messages about a page, and says whether there are any.
@@ -74,11 +87,11 @@ func (w *world) checkLinks(p wire.PFN) (some bool) {
 					continue
 				}
 				some = true
-				if m.Flags&wire.FlagData != 0 {
+				if m.Flags&wire.FlagData != 0 || m.Kind == wire.Parked {
 					toHome = toHome || wire.NodeID(to) == home
 					fromHome = fromHome || wire.NodeID(from) == home
 				}
-				if m.Kind <= wire.Upgrade || m.Kind == wire.Put {
+				if m.Kind <= wire.Upgrade || m.Kind > wire.CoherenceLast {
 					requests++
 				}
 			}
@@ -105,7 +118,8 @@ func (w *world) checkDirectory(p wire.PFN, moving bool) {
 		w.fail("home frame of page %d does not hold its last written bytes, but the directory says so", p)
 	}
 	for n := range w.nodes {
-		has, right := w.nodes[n].pages[p].guest, right(&info, wire.NodeID(n))
+		mine, _ := w.agents[n].Inspect(p)
+		has, right := mine.Right, right(&info, wire.NodeID(n))
 		if has > right || has != right && !moving {
 			w.fail("node %d has page %d in %v, the directory gives it %v", n, p, has, right)
 		}
@@ -151,8 +165,8 @@ func (w *world) served() bool {
 				return false
 			}
 		}
-		for _, l := range w.links[n] {
-			if len(l) > 0 {
+		for to := range w.links[n] {
+			if len(w.links[n][to])+len(w.words[n][to]) > 0 {
 				return false
 			}
 		}

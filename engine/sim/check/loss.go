@@ -70,11 +70,16 @@ func (w *world) checkFate(n wire.NodeID, p wire.PFN, f coherence.Fate) {
 	}
 }
 
-// has says whether a node has the page's last written bytes mapped, or waits for acknowledgements with them in a slot.
+// has says whether a node has the page's last written bytes mapped, keeps them until they are parked, or waits for
+// acknowledgements with them in a slot.
 func (w *world) has(n wire.NodeID, p wire.PFN) bool {
 	x := w.at(n, p)
 	if x.guest != wire.None {
 		return x.frame == current
+	}
+	if w.parking(n, p) {
+		info, _ := w.agents[n].Inspect(p)
+		return info.Right != wire.None && x.frame == current
 	}
 	if r, _ := w.agents[n].Roles(p); r.Requester != "granted" {
 		return false
@@ -90,12 +95,16 @@ func (w *world) has(n wire.NodeID, p wire.PFN) bool {
 	return false
 }
 
-// underWay says whether the page's last written bytes are on their way to a node that is left.
+// underWay says whether the page's last written bytes are on their way to a node that is left, which will know that they
+// are the last. A home does not know that of those that are parked there.
 func (w *world) underWay(p wire.PFN, lost uint64) bool {
 	for from := range w.links {
 		for to, l := range w.links[from] {
 			for i := range l {
 				k := &l[i]
+				if k.msg.Kind == wire.Parked {
+					continue
+				}
 				if lost>>to&1 == 0 && k.msg.Page == p && (k.bytes == current || k.msg.Flags&wire.FlagZero != 0 && w.zero[p]) {
 					return true
 				}

@@ -47,16 +47,12 @@ var mutants = []struct {
 	{"zeros taken for a page", tamper{message: toFlag(wire.FlagZero, wire.FlagData)}},
 	{"home frame not zeroed", tamper{actions: leaveOut(coherence.OpZeroFrame)}},
 
-	{"request to give back lost", tamper{message: without(wire.Put)}},
-	{"answer to giving back lost", tamper{message: without(wire.PutAck)}},
-	{"request to give back sent twice", tamper{forge: again(wire.Put)}},
-	{"frame discarded before it is taken back", tamper{actions: discardAtOnce}},
-	{"page written back before it is unmapped", tamper{actions: later(coherence.OpUnmap, wire.WriteBack)}},
+	{"frame discarded before it is parked", tamper{actions: discardAtOnce}},
+	{"page parked before it is unmapped", tamper{actions: parkFirst}},
 	{"frame of a dropped copy is kept", tamper{actions: keepFrame}},
-	{"taken back although it was forwarded", tamper{message: takeAnyway}},
-	{"taken back out of turn", tamper{forge: takeAtOnce}},
-	{"page given back not awaited", tamper{forge: doneForGivenBack}},
-	{"page taken back as if it were clean", tamper{message: takeClean}},
+	{"owner parks nothing", tamper{actions: leaveOut(coherence.OpPark)}},
+	{"home not told that it has a parked page itself", tamper{message: returnWithout}},
+	{"home told that it has a page that its owner has", tamper{actions: returnAnyway}},
 
 	{"message overtakes another on its link", tamper{overtake: true}},
 	{"end of tenure missed", tamper{noTicks: true}},
@@ -154,39 +150,8 @@ func doneAtOnce(c *Config, m *wire.Message) (forged wire.Message, to wire.NodeID
 	return forged, home
 }
 
-// takeAnyway takes a page back as its owner's whatever came of it.
-func takeAnyway(m *wire.Message) bool {
-	if m.Kind == wire.PutAck {
-		m.Mode = wire.Modified
-	}
-	return true
-}
-
-// takeClean takes a dirty page back as if its holder could just drop it.
-func takeClean(m *wire.Message) bool {
-	if m.Kind == wire.PutAck && m.Mode == wire.Modified {
-		m.Mode = wire.Shared
-	}
-	return true
-}
-
-// takeAtOnce answers a request to give a page back in its stead as soon as it is sent, whatever the page's home is at.
-func takeAtOnce(c *Config, m *wire.Message) (forged wire.Message, to wire.NodeID) {
-	if m.Kind == wire.Put {
-		forged = *m
-		forged.Kind, forged.From, forged.Mode = wire.PutAck, c.homeOf(m.Page), wire.Modified
-	}
-	return forged, m.From
-}
-
-// doneForGivenBack lets the home take a copy for dropped when it has only said that it may be.
-func doneForGivenBack(c *Config, m *wire.Message) (forged wire.Message, to wire.NodeID) {
-	if m.Kind == wire.PutAck && m.Mode == wire.Shared {
-		forged = *m
-		forged.Kind, forged.From, forged.Mode = wire.Done, m.Requester, wire.None
-	}
-	return forged, m.From
-}
+// returnWithout loses the word of an owner that had parked the page.
+func returnWithout(m *wire.Message) bool { return m.Flags != wire.FlagHome }
 
 type actions = func(*world, wire.NodeID, []coherence.Action) []coherence.Action
 
@@ -215,22 +180,40 @@ func discardFirst(_ *world, _ wire.NodeID, acts []coherence.Action) []coherence.
 	return acts
 }
 
-// discardAtOnce unmaps and discards a page when it asks to give it back.
+// discardAtOnce discards a page before it is parked.
 func discardAtOnce(_ *world, _ wire.NodeID, acts []coherence.Action) []coherence.Action {
 	for i := range acts {
-		if sends(&acts[i], wire.Put) {
-			page := acts[i].Page
-			return slices.Insert(acts, i, coherence.Action{Op: coherence.OpUnmap, Page: page}, coherence.Action{Op: coherence.OpDiscard, Page: page})
+		if acts[i].Op == coherence.OpPark {
+			return slices.Insert(acts, i, coherence.Action{Op: coherence.OpDiscard, Page: acts[i].Page})
 		}
 	}
 	return acts
 }
 
-// keepFrame forgets to discard a copy that was given back.
-func keepFrame(_ *world, _ wire.NodeID, acts []coherence.Action) []coherence.Action {
+// parkFirst parks a page that the guest may still write.
+func parkFirst(_ *world, _ wire.NodeID, acts []coherence.Action) []coherence.Action {
 	for i := range len(acts) - 1 {
-		if acts[i].Op == coherence.OpDiscard && sends(&acts[i+1], wire.Done) {
-			return slices.Delete(acts, i, i+1)
+		if acts[i].Op == coherence.OpUnmap && acts[i+1].Op == coherence.OpPark {
+			acts[i], acts[i+1] = acts[i+1], acts[i]
+		}
+	}
+	return acts
+}
+
+// keepFrame forgets to discard a reader's copy that is parked.
+func keepFrame(_ *world, _ wire.NodeID, acts []coherence.Action) []coherence.Action {
+	if n := len(acts); n == 2 && acts[0].Op == coherence.OpUnmap && acts[1].Op == coherence.OpDiscard {
+		return acts[:1]
+	}
+	return acts
+}
+
+// returnAnyway says that the home has the page, without having put it there.
+func returnAnyway(_ *world, _ wire.NodeID, acts []coherence.Action) []coherence.Action {
+	for i := range acts {
+		if a := &acts[i]; sends(a, wire.Grant) && a.Msg.From != 0 && a.Peer != 0 {
+			a.Op, a.Peer, a.Msg.Kind, a.Msg.Flags = coherence.OpSend, 0, wire.WriteBack, wire.FlagHome
+			a.Msg.Mode, a.Msg.Acks, a.Msg.Args = wire.None, 0, [4]uint64{}
 		}
 	}
 	return acts

@@ -15,10 +15,19 @@ const (
 	readFault   = "read fault"
 	writeFault  = "write fault"
 	eviction    = "eviction"
+	returned    = "WriteBack, parked"
 	endOfTenure = "end of tenure"
 	slotFree    = "slot free"
 	faultBeside = "fault beside"
 )
+
+// inputOf names a message as an input.
+func inputOf(m *wire.Message) string {
+	if m.Flags == wire.FlagHome {
+		return returned
+	}
+	return m.Kind.String()
+}
 
 // input gives an agent an input, which is about a page or, if that is -1, about none, and performs what it wants
 // done.
@@ -49,6 +58,13 @@ func (w *world) act(n wire.NodeID, act *coherence.Action) {
 	switch act.Op {
 	case coherence.OpSend, coherence.OpSendPage:
 		sensible = w.send(n, act, x)
+	case coherence.OpPark, coherence.OpFetch:
+		sensible = x.guest == wire.None && act.Peer == w.cfg.homeOf(act.Page) && act.Peer != n && act.Msg.From == act.Peer
+		k := packet{msg: act.Msg}
+		if act.Op == coherence.OpPark {
+			k.bytes = x.frame
+		}
+		w.links[n][act.Peer] = append(w.links[n][act.Peer], k)
 	case coherence.OpProtect:
 		sensible = x.guest == wire.Modified
 		x.guest = wire.Shared
@@ -136,7 +152,7 @@ func (w *world) send(n wire.NodeID, act *coherence.Action, x *page) (sensible bo
 		sensible = sensible && x.guest == wire.None
 	case wire.WriteBack:
 		sensible = sensible && x.guest <= w.agents[n].Mode(m.Page)
-	case wire.Done: // the page is installed; or dropped, if it was given back
+	case wire.Done: // the page is installed
 		sensible = sensible && x.guest == w.agents[n].Mode(m.Page)
 	case wire.Grant:
 		mine := wire.None // what this node may still have
@@ -176,6 +192,7 @@ var opNames = [...]string{
 	coherence.OpSend: "send", coherence.OpSendPage: "send page", coherence.OpProtect: "protect",
 	coherence.OpUnmap: "unmap", coherence.OpDiscard: "discard", coherence.OpInstall: "install",
 	coherence.OpZeroFrame: "zero home frame", coherence.OpUnprotect: "unprotect", coherence.OpWake: "wake",
+	coherence.OpPark: "park", coherence.OpFetch: "fetch",
 }
 
 func describeAction(act *coherence.Action) string {
@@ -191,7 +208,7 @@ func describeAction(act *coherence.Action) string {
 func describe(m *wire.Message) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v", m.Kind)
-	if m.Kind == wire.Grant || m.Kind == wire.PutAck {
+	if m.Kind == wire.Grant {
 		fmt.Fprintf(&b, "(%v)", m.Mode)
 	}
 	fmt.Fprintf(&b, " of page %d for node %d", m.Page, m.Requester)
@@ -200,6 +217,8 @@ func describe(m *wire.Message) string {
 		b.WriteString(", with its bytes")
 	case m.Flags&wire.FlagZero != 0:
 		b.WriteString(", zeros")
+	case m.Flags&wire.FlagHome != 0:
+		b.WriteString(", which has its bytes")
 	}
 	if m.Args[1] != 0 {
 		fmt.Fprintf(&b, ", after the acknowledgements of nodes %b", m.Args[1])

@@ -108,13 +108,13 @@ func (t *Table) record(w *world, n wire.NodeID, page int, input string) {
 func meets(r role, input string) bool {
 	input, _, _ = strings.Cut(input, ",")
 	switch input {
-	case "PutAck":
+	case "Parked", eviction:
 		return r != home
-	case "GetS", "GetM", "Upgrade", "Done", "WriteBack", "Put":
+	case "GetS", "GetM", "Upgrade", "Done", "WriteBack":
 		return r == home
 	case "FwdGetS", "FwdGetM", "Inv":
 		return r == holder
-	case "Grant", "InvAck", readFault, writeFault, eviction, slotFree, faultBeside:
+	case "Grant", "InvAck", "Fetched", readFault, writeFault, slotFree, faultBeside:
 		return r == requester
 	}
 	return r != requester
@@ -147,15 +147,15 @@ func (t *Table) add(r row, next string, did []string) {
 // roleOf says which role of a node an action belongs to.
 func roleOf(act *coherence.Action, atHome bool) role {
 	switch act.Op {
-	case coherence.OpInstall, coherence.OpUnprotect, coherence.OpWake:
+	case coherence.OpInstall, coherence.OpUnprotect, coherence.OpWake, coherence.OpFetch:
 		return requester
-	case coherence.OpProtect, coherence.OpUnmap, coherence.OpDiscard:
+	case coherence.OpProtect, coherence.OpUnmap, coherence.OpDiscard, coherence.OpPark:
 		return holder
 	case coherence.OpZeroFrame:
 		return home
 	}
 	switch act.Msg.Kind {
-	case wire.GetS, wire.GetM, wire.Upgrade, wire.Put, wire.Done:
+	case wire.GetS, wire.GetM, wire.Upgrade, wire.Done:
 		return requester
 	case wire.Grant:
 		if atHome {
@@ -173,7 +173,10 @@ func actionWord(act *coherence.Action) string {
 	switch act.Op {
 	case coherence.OpSend, coherence.OpSendPage:
 		word = act.Msg.Kind.String()
-		if act.Msg.Kind == wire.Grant || act.Msg.Kind == wire.PutAck {
+		if act.Msg.Flags == wire.FlagHome {
+			word = returned
+		}
+		if act.Msg.Kind == wire.Grant {
 			word += "(" + act.Msg.Mode.String() + ")"
 		}
 		if act.Op == coherence.OpSendPage {

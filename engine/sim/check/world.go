@@ -15,6 +15,7 @@ type world struct {
 	agents []*coherence.Agent
 	nodes  []node
 	links  [][][]packet // [from][to]
+	words  [][][]packet // [home][node]: word of operations that are over, on its way to who asked for them
 	zero   []bool       // by page: the last written are zeros
 	err    error        // the first violation
 	trace  func(format string, args ...any)
@@ -61,7 +62,8 @@ const (
 	blocked        // waits for its fault
 )
 
-// packet is a message on its way, with the page's bytes if it carries them.
+// packet is a message on its way, with the page's bytes if it carries them; or an operation on the receiver's home frame,
+// which turns into the word that it is over.
 type packet struct {
 	msg   wire.Message
 	bytes content
@@ -75,6 +77,7 @@ func newWorld(cfg *Config) (*world, error) {
 	w := &world{cfg: cfg, agents: agents, nodes: make([]node, cfg.Nodes), zero: make([]bool, len(cfg.Homes))}
 	for n := range w.nodes {
 		w.links = append(w.links, make([][]packet, cfg.Nodes))
+		w.words = append(w.words, make([][]packet, cfg.Nodes))
 		x := &w.nodes[n]
 		*x = node{
 			now: cfg.start(), reads: cfg.Reads[n], writes: cfg.Writes[n],
@@ -116,12 +119,13 @@ type what uint8
 const (
 	runRead    what = iota // a vCPU that was woken tries again
 	runWrite               // the same
-	deliver                // the first message from peer arrives
+	deliver                // the first message from peer arrives, or operation
+	conclude               // the first word of an operation at peer arrives
 	tick                   // the deadline is met
 	wait                   // the clock goes on, and a deadline is still to come
 	startRead              // a vCPU wants to read
 	startWrite             // or to write
-	giveBack               // the node gives a page back
+	park                   // the node parks a page
 	halt                   // all vCPUs of the node are halted, or run again
 	pass                   // the clock goes on, and nothing waits for it
 )
@@ -143,8 +147,10 @@ func (e event) String() string {
 		return fmt.Sprintf("node %d meets its deadline", e.node)
 	case wait, pass:
 		return fmt.Sprintf("node %d's clock goes on", e.node)
-	case giveBack:
-		return fmt.Sprintf("node %d gives page %d back", e.node, e.page)
+	case conclude:
+		return fmt.Sprintf("node %d gets word of an operation at node %d", e.node, e.peer)
+	case park:
+		return fmt.Sprintf("node %d parks page %d", e.node, e.page)
 	case halt:
 		return fmt.Sprintf("node %d's vCPUs halt, or run again", e.node)
 	case runRead, startRead:
@@ -168,6 +174,9 @@ func (w *world) events(list []event) []event {
 		for to, l := range w.links[from] {
 			if len(l) > 0 {
 				list = append(list, event{what: deliver, node: wire.NodeID(to), peer: wire.NodeID(from)})
+			}
+			if len(w.words[from][to]) > 0 {
+				list = append(list, event{what: conclude, node: wire.NodeID(to), peer: wire.NodeID(from)})
 			}
 		}
 	}
@@ -196,7 +205,7 @@ func (w *world) events(list []event) []event {
 
 // canTry says whether a read can begin at its home by the event.
 func (e event) canTry() bool {
-	return e.what == deliver || e.what == tick || e.what == halt || e.what == runRead || e.what == startRead
+	return e.what == deliver || e.what == conclude || e.what == tick || e.what == halt || e.what == runRead || e.what == startRead
 }
 
 // runs appends the vCPUs that were woken, those that get on or those that fault again.
@@ -243,7 +252,7 @@ func (w *world) begins(list []event) []event {
 				list = w.writes(list, e, x)
 			}
 			if w.nodes[n].evictions > 0 && w.agents[n].CanEvict(e.page) {
-				e.what = giveBack
+				e.what = park
 				list = append(list, e)
 			}
 		}
@@ -282,7 +291,9 @@ func (w *world) apply(e event) {
 		w.deliver(e)
 	case tick:
 		w.input(e.node, -1, endOfTenure, func() coherence.Status { a.Tick(n.now); return coherence.OK })
-	case giveBack:
+	case conclude:
+		w.conclude(e)
+	case park:
 		n.evictions--
 		w.input(e.node, int(e.page), eviction, func() coherence.Status { a.Evict(e.page); return coherence.OK })
 	case wait, pass:
@@ -324,9 +335,11 @@ func (w *world) run(e event) {
 	}
 	for from := range w.links {
 		for to := range w.links[from] {
-			for i := range w.links[from][to] {
-				if k := &w.links[from][to][i]; k.msg.Page == e.page {
-					k.bytes.age()
+			for _, l := range [...][]packet{w.links[from][to], w.words[from][to]} {
+				for i := range l {
+					if k := &l[i]; k.msg.Page == e.page {
+						k.bytes.age()
+					}
 				}
 			}
 		}
@@ -348,18 +361,52 @@ func (c *content) age() {
 	}
 }
 
-// deliver hands over the first message of a link, twice: the second has to be refused.
-func (w *world) deliver(e event) {
-	link := &w.links[e.peer][e.node]
+func pop(link *[]packet) packet {
 	k := (*link)[0]
 	*link = (*link)[:copy(*link, (*link)[1:])]
-	m := &k.msg
-	w.say("    %s", describe(m))
-	if m.Flags&wire.FlagData != 0 {
-		w.land(e, &k)
+	return k
+}
+
+// deliver hands over the first message of a link, or does what the first operation is.
+func (w *world) deliver(e event) {
+	k := pop(&w.links[e.peer][e.node])
+	w.say("    %s", describe(&k.msg))
+	frame := &w.at(e.node, k.msg.Page).frame
+	switch {
+	case k.msg.Kind == wire.Parked:
+		*frame = k.bytes
+		k.bytes = absent
+	case k.msg.Kind == wire.Fetched:
+		k.bytes = *frame
+	default:
+		if k.msg.Flags&wire.FlagData != 0 {
+			w.land(e, &k)
+		}
+		w.hand(e, &k.msg)
+		return
 	}
+	w.words[e.node][e.peer] = append(w.words[e.node][e.peer], k)
+}
+
+// conclude hands over the first word of an operation. The slot of one that came to nothing is free again.
+func (w *world) conclude(e event) {
+	k := pop(&w.words[e.peer][e.node])
+	w.say("    %s", describe(&k.msg))
+	slot := &w.nodes[e.node].slots[k.msg.Slot]
+	if k.msg.Kind == wire.Fetched {
+		if slot.bytes != absent {
+			w.fail("node %d: slot %d is written while it is in use", e.node, k.msg.Slot)
+		}
+		*slot = receiveSlot{k.msg.Page, k.bytes}
+	}
+	w.hand(e, &k.msg)
+	*slot = receiveSlot{}
+}
+
+// hand gives a message to its agent, twice: the second has to be refused.
+func (w *world) hand(e event, m *wire.Message) {
 	a, now := w.agents[e.node], w.nodes[e.node].now
-	s := w.input(e.node, int(m.Page), m.Kind.String(), func() coherence.Status { return a.Step(now, m) })
+	s := w.input(e.node, int(m.Page), inputOf(m), func() coherence.Status { return a.Step(now, m) })
 	if s != coherence.OK {
 		w.fail("node %d refuses %s from node %d: %v", e.node, describe(m), e.peer, s)
 		return

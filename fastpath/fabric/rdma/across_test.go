@@ -94,9 +94,9 @@ func home(t *testing.T, n *node) {
 	}
 }
 
-// ask fetches pages, checks them, and then sees its peer die.
+// ask has pages sent and reads them itself, checks them, and then sees its peer die.
 func ask(t *testing.T, n *node) {
-	var took []time.Duration
+	var took, read []time.Duration
 	for i := 1; i <= lastRound; i++ {
 		pfn := homePages + i%homePages
 		begin := time.Now()
@@ -107,7 +107,17 @@ func ask(t *testing.T, n *node) {
 		if m.Txn != uint32(i) || !stamped(n.slot(i%slotPages), pfn-homePages) {
 			t.Fatalf("round %d: got %+v", i, m)
 		}
+		s := (i + 1) % slotPages
+		begin = time.Now()
+		n.ReadPage(1, uint64(pfn)*page, uint32(s), over(wire.Fetched, 1, s))
+		n.Flush()
+		m = n.get()
+		read = append(read, time.Since(begin))
+		if m != *over(wire.Fetched, 1, s) || !stamped(n.slot(s), pfn-homePages) {
+			t.Fatalf("round %d: read %+v", i, m)
+		}
 	}
+	t.Log(latencies("page read between servers", read))
 	t.Log(latencies("request, page, grant between servers", took))
 	time.Sleep(2 * time.Second)
 	begin := time.Now()

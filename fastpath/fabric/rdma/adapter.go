@@ -22,7 +22,7 @@ type Options struct {
 
 	Depth   int // messages on their way to this node, for each peer and lane; 0: 256
 	SendWR  int // depth of the send queue to each peer, rounded up to a power of two; 0: 512
-	Backlog int // messages and writes held back for a peer before it is lost; 0: 8192
+	Backlog int // messages, writes and reads held back for a peer before it is lost; 0: 8192
 	Bounce  int // bounce pages for each peer; 0: from 64 to 1024, by the number of slots
 }
 
@@ -148,7 +148,7 @@ func (a *Adapter) homeMR(cfg *fabric.Config) (*verbs.MR, error) {
 		}
 		return a.home, nil
 	}
-	mr, err := a.pd.RegMR(addr, h.Last-h.First, verbs.LocalWrite|verbs.RemoteWrite)
+	mr, err := a.pd.RegMR(addr, h.Last-h.First, verbs.LocalWrite|verbs.RemoteWrite|verbs.RemoteRead)
 	if err != nil {
 		return nil, fmt.Errorf("rdma: home frames: %w", err)
 	}

@@ -80,7 +80,7 @@ func BenchmarkPage(b *testing.B) {
 		put  func(home *node)
 	}{
 		{"from home frame", func(h *node) { h.WritePage(0, fabric.Slots, 0, fabric.RAM, homePages*page) }},
-		{"from go memory", func(h *node) { h.WriteBytes(0, fabric.Slots, 0, h.frame(0)) }},
+		{"from go memory", func(h *node) { h.WriteBytes(0, fabric.Slots, 0, h.frame(0), nil) }},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			ns := mesh(b, 2, Options{})
@@ -103,6 +103,36 @@ func BenchmarkPage(b *testing.B) {
 				}
 			}
 			report(b, "request, page "+c.name+", grant", took)
+		})
+	}
+}
+
+// BenchmarkWord is a one-sided operation on a page and the word of its end: a fault on a page that was parked, without
+// the fault, and the parking. The home does nothing.
+func BenchmarkWord(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		post func(n *node)
+	}{
+		{"read", func(n *node) { n.ReadPage(1, homePages*page, 0, over(wire.Fetched, 1, 0)) }},
+		{"write", func(n *node) { n.WriteBytes(1, fabric.RAM, homePages*page, n.frame(0), over(wire.Parked, 1, 0)) }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			ns := mesh(b, 2, Options{})
+			var ms [4]wire.Message
+			took := make([]time.Duration, 0, 1<<20)
+			b.SetBytes(page)
+			b.ReportAllocs()
+			for b.Loop() {
+				begin := time.Now()
+				c.post(ns[0])
+				ns[0].Flush()
+				ns[0].spin(ms[:])
+				if len(took) < cap(took) {
+					took = append(took, time.Since(begin))
+				}
+			}
+			report(b, c.name+" of a page, and its word", took)
 		})
 	}
 }

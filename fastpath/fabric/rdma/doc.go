@@ -34,9 +34,13 @@
 //
 // WritePage is an RDMA WRITE straight from this node's registered frame, WriteBytes one from a bounce page.
 // A later Send to the same peer is behind it on the same queue pair, so its arrival proves the page's. Pages do not
-// wait for the packet, so one may well be there before the messages that were sent before it. Only
-// every so many-th request asks for a completion; it frees the bounce pages and the queue's slots of all
-// before it. A destination outside of what the peer offered loses the peer before anything is posted.
+// wait for the packet, so one may well be there before the messages that were sent before it. ReadPage is an RDMA READ
+// into the slot. The device has sixteen of them on their way to a peer at most; further ones wait in its queue, and all
+// that is behind them.
+//
+// Every so many-th request asks for a completion, and every one whose end is to be told. As requests complete in their
+// order, a completion frees the bounce pages and the queue's slots of all before it, and makes their words due. Memory
+// outside of what the peer offered, or of the slots, loses the peer before anything is posted.
 //
 // # Loss of a peer
 //

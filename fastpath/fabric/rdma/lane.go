@@ -59,7 +59,8 @@ type Lane struct {
 
 	armed bool
 	dirty []wire.NodeID // links with something in their batch; each once
-	busy  []wire.NodeID // links that the present Poll has touched; each once
+	busy  []wire.NodeID // links that the next end of a Poll has to go on with; each once
+	due   uint64        // links with words to hand out, by bit
 	lost  []*fabric.PeerError
 
 	// Completions polled and not handled yet: wcs[wcAt:wcEnd].
@@ -99,14 +100,18 @@ type link struct {
 	posted    uint32 // requests added to the batch or posted
 	finished  uint32 // of these, those that are known to be over
 	signalled uint32 // posted, at the last request that asked for a completion
-	signalAt  uint32 // pagesSent then
-	pagesBy   []uint32
+	marks     []mark // of the requests that ask for one; see mark
 
-	// Bounce pages are taken, sent and freed in the same order; these count up and wrap, too. pagesBy[n] is
-	// pagesSent at the request that asked for a completion and is the n-th, modulo the depth of the send queue.
-	pagesUsed uint32 // taken: by requests, and by posts that wait
-	pagesSent uint32 // of these, those that requests were made for
-	pagesDone uint32 // of these, those free again
+	// Bounce pages, and words, are taken, sent and done with in the same order. These numbers never wrap.
+	pagesUsed uint64 // taken: by requests, and by posts that wait
+	pagesSent uint64 // of these, those that requests were made for
+	pagesDone uint64 // of these, those free again
+
+	words     []wire.Message // ring
+	wordsUsed uint64         // taken: by requests, and by posts that wait
+	wordsSent uint64         // of these, those that requests were made for
+	wordsDone uint64         // of these, those that are due
+	wordsTold uint64         // of these, those that Poll has handed out
 
 	// The packet that the next Flush sends, if it holds anything: its credit is taken, its room reserved.
 	packet    [recvSize]byte
@@ -121,6 +126,12 @@ type link struct {
 	heldHead int
 	heldLen  int
 }
+
+// mark is what a completion tells the end of: all bounce pages and words sent up to its request. That of the n-th
+// request is marks[n], modulo the depth of the send queue, which is a power of two.
+type mark struct{ pages, words uint64 }
+
+func (k *link) mark(n uint32) *mark { return &k.marks[n%uint32(len(k.marks))] }
 
 // remoteRegion is memory of the peer: offsets from first, last excluded, are at addr.
 type remoteRegion struct {
@@ -137,13 +148,19 @@ func (r *remoteRegion) at(off uint64) (verbs.Remote, bool) {
 	return verbs.Remote{Addr: r.addr + (off - r.first), RKey: r.rkey}, true
 }
 
-// heldPost is a post that waits.
+// access is a one-sided operation on a page of the peer.
+type access struct {
+	verb   fabric.Verb // Write or Read
+	bounce bool        // a write from a bounce page
+	word   bool        // its end is to be told
+	local  verbs.SGE
+	remote verbs.Remote
+}
+
+// heldPost is a post that waits: a message if the access' verb is Send.
 type heldPost struct {
-	write  bool
-	bounce bool         // a write from a bounce page
-	local  verbs.SGE    // of a write
-	remote verbs.Remote // of a write
-	msg    [wire.Size]byte
+	access
+	msg [wire.Size]byte
 }
 
 var _ fabric.Lane = (*Lane)(nil)
@@ -204,7 +221,8 @@ func (k *link) init(id wire.NodeID, l *Lane) {
 	}
 	k.recvAt = n * uint64(l.opt.Depth+creditRecvs) * recvSize
 	k.pageAt = l.recvBytes() + n*uint64(l.opt.Bounce)*wire.PageSize
-	k.pagesBy = make([]uint32, l.opt.SendWR)
+	k.marks = make([]mark, l.opt.SendWR)
+	k.words = make([]wire.Message, slotCount(&l.cfg))
 	k.held = make([]heldPost, l.opt.Backlog)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,8 +16,8 @@ import (
 )
 
 const (
-	homePages = 16
-	slotPages = 8
+	homePages = 64
+	slotPages = 32 // more than a queue pair has reads on their way
 	page      = wire.PageSize
 )
 
@@ -92,6 +93,11 @@ func newNode(t testing.TB, id wire.NodeID, n int, opt Options) *node {
 func (n *node) slot(i int) []byte { return n.slots.Bytes()[i*page : (i+1)*page] }
 
 func (n *node) frame(pfn int) []byte { return n.ram.Bytes()[pfn*page : (pfn+1)*page] }
+
+// over is the word of an operation on peer's memory.
+func over(k wire.Kind, peer wire.NodeID, slot int) *wire.Message {
+	return &wire.Message{Kind: k, From: peer, Epoch: 7, Txn: uint32(slot + 1), Slot: uint32(slot)}
+}
 
 func (n *node) msg(seq int) *wire.Message {
 	return &wire.Message{Kind: wire.Grant, From: n.id, Epoch: 7, Txn: uint32(seq), Page: wire.PFN(seq)}
@@ -184,7 +190,7 @@ func TestMessageProvesThePage(t *testing.T) {
 		s := i % slotPages
 		home := homePages + i%homePages // of b
 		stamp(pg, i)
-		a.WriteBytes(1, fabric.Slots, uint64(s*page), pg)
+		a.WriteBytes(1, fabric.Slots, uint64(s*page), pg, nil)
 		stamp(a.frame(i%homePages), i+1000)
 		a.WritePage(1, fabric.RAM, uint64(home*page), fabric.RAM, uint64(i%homePages*page))
 		clear(pg) // it was copied
@@ -221,7 +227,7 @@ func TestMessagesSharePackets(t *testing.T) {
 	for i := 1; i <= total; i++ {
 		if i%4 == 1 {
 			stamp(pg, i)
-			a.WriteBytes(1, fabric.Slots, uint64(i/4*page), pg)
+			a.WriteBytes(1, fabric.Slots, uint64(i/4*page), pg, nil)
 		}
 		a.Send(1, a.msg(i))
 	}
@@ -274,7 +280,7 @@ func TestFloodBothWays(t *testing.T) {
 					sent[i]++
 					if sent[i]%50 == 0 {
 						stamp(pg, sent[i])
-						n.WriteBytes(peer, fabric.Slots, uint64(sent[i]/50%slotPages*page), pg)
+						n.WriteBytes(peer, fabric.Slots, uint64(sent[i]/50%slotPages*page), pg, nil)
 					}
 					n.Send(peer, n.msg(sent[i]))
 				}
@@ -363,7 +369,7 @@ func TestBouncePagesRunOut(t *testing.T) {
 		a.Flush()
 	}
 	for range 5 {
-		a.WriteBytes(1, fabric.Slots, 0, pg)
+		a.WriteBytes(1, fabric.Slots, 0, pg, nil)
 	}
 	if lost := a.loss(); lost.Peer != 1 || !errors.Is(lost, errBounce) {
 		t.Errorf("got %v", lost)
@@ -379,7 +385,7 @@ func TestBouncePagesAreReused(t *testing.T) {
 	for i := 1; i <= 200; i++ {
 		for j := range 3 {
 			stamp(pg, i*10+j)
-			a.WriteBytes(1, fabric.Slots, uint64(j*page), pg)
+			a.WriteBytes(1, fabric.Slots, uint64(j*page), pg, nil)
 			a.Send(1, a.msg(i*10+j))
 		}
 		a.Flush()
@@ -399,7 +405,7 @@ func works(t testing.TB, a, b *node) {
 	t.Helper()
 	pg := make([]byte, page)
 	stamp(pg, 4711)
-	a.WriteBytes(b.id, fabric.Slots, 0, pg)
+	a.WriteBytes(b.id, fabric.Slots, 0, pg, nil)
 	a.Send(b.id, a.msg(4711))
 	a.Flush()
 	if m := b.get(); m.Txn != 4711 || m.From != a.id || !stamped(b.slot(0), 4711) {
@@ -412,21 +418,26 @@ func works(t testing.TB, a, b *node) {
 	}
 }
 
-func TestWritesOutOfTheOfferAreRefused(t *testing.T) {
+func TestAccessesOutOfTheOfferAreRefused(t *testing.T) {
 	pg := make([]byte, page)
 	for name, post := range map[string]func(a *node){
-		"slots end":        func(a *node) { a.WriteBytes(1, fabric.Slots, slotPages*page, pg) },
-		"slots unaligned":  func(a *node) { a.WriteBytes(1, fabric.Slots, 8, pg) },
-		"own home":         func(a *node) { a.WriteBytes(1, fabric.RAM, 0, pg) },
-		"third's home":     func(a *node) { a.WriteBytes(1, fabric.RAM, 2*homePages*page, pg) },
-		"wraps":            func(a *node) { a.WriteBytes(1, fabric.RAM, ^uint64(0)&^(page-1), pg) },
-		"no region":        func(a *node) { a.WriteBytes(1, 9, 0, pg) },
-		"short page":       func(a *node) { a.WriteBytes(1, fabric.Slots, 0, pg[:100]) },
+		"slots end":        func(a *node) { a.WriteBytes(1, fabric.Slots, slotPages*page, pg, nil) },
+		"slots unaligned":  func(a *node) { a.WriteBytes(1, fabric.Slots, 8, pg, nil) },
+		"own home":         func(a *node) { a.WriteBytes(1, fabric.RAM, 0, pg, nil) },
+		"third's home":     func(a *node) { a.WriteBytes(1, fabric.RAM, 2*homePages*page, pg, nil) },
+		"wraps":            func(a *node) { a.WriteBytes(1, fabric.RAM, ^uint64(0)&^(page-1), pg, nil) },
+		"no region":        func(a *node) { a.WriteBytes(1, 9, 0, pg, nil) },
+		"short page":       func(a *node) { a.WriteBytes(1, fabric.Slots, 0, pg[:100], nil) },
 		"page, slots end":  func(a *node) { a.WritePage(1, fabric.Slots, slotPages*page, fabric.RAM, 0) },
 		"from another's":   func(a *node) { a.WritePage(1, fabric.Slots, 0, fabric.RAM, homePages*page) },
 		"from past slots":  func(a *node) { a.WritePage(1, fabric.Slots, 0, fabric.Slots, slotPages*page) },
 		"from no region":   func(a *node) { a.WritePage(1, fabric.Slots, 0, 9, 0) },
 		"source unaligned": func(a *node) { a.WritePage(1, fabric.Slots, 0, fabric.RAM, 100) },
+		"read own home":    func(a *node) { a.ReadPage(1, 0, 0, over(wire.Fetched, 1, 0)) },
+		"read third's":     func(a *node) { a.ReadPage(1, 2*homePages*page, 0, over(wire.Fetched, 1, 0)) },
+		"read unaligned":   func(a *node) { a.ReadPage(1, homePages*page+8, 0, over(wire.Fetched, 1, 0)) },
+		"read past slots":  func(a *node) { a.ReadPage(1, homePages*page, slotPages, over(wire.Fetched, 1, 0)) },
+		"read, last slot":  func(a *node) { a.ReadPage(1, homePages*page, 1<<32-1, over(wire.Fetched, 1, 0)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			ns := mesh(t, 3, Options{Depth: 8, SendWR: 8, Backlog: 8, Bounce: 4})
@@ -435,14 +446,19 @@ func TestWritesOutOfTheOfferAreRefused(t *testing.T) {
 			a.Send(1, a.msg(1)) // dropped silently
 			a.Flush()
 			var ms [4]wire.Message
-			if n, lost := a.Poll(ms[:]); n != 0 || lost == nil || lost.Peer != 1 || lost.Op != "write" || !errors.Is(lost, fabric.ErrRange) {
+			op := "write"
+			if strings.HasPrefix(name, "read") {
+				op = "read"
+			}
+			n, lost := a.Poll(ms[:])
+			if n != 0 || lost == nil || lost.Peer != 1 || lost.Op != op || !errors.Is(lost, fabric.ErrRange) {
 				t.Errorf("got %d messages, %v", n, lost)
 			}
 			if n, lost := a.Poll(ms[:]); n != 0 || lost != nil {
 				t.Errorf("reported again: %d messages, %v", n, lost)
 			}
-			if w := a.Stats().Posted[fabric.Write].Ops.Load(); w != 0 {
-				t.Errorf("%d writes were posted", w)
+			if st := a.Stats().Snapshot(); st.Write.Ops+st.Read.Ops != 0 {
+				t.Errorf("it was posted: %+v", st)
 			}
 			works(t, a, ns[2])
 		})
@@ -472,7 +488,7 @@ func TestPeerDies(t *testing.T) {
 		t.Errorf("%d lost", n)
 	}
 	a.Send(1, a.msg(2))
-	a.WriteBytes(1, fabric.Slots, 0, make([]byte, page))
+	a.WriteBytes(1, fabric.Slots, 0, make([]byte, page), nil)
 	a.Flush()
 	works(t, a, ns[2])
 	works(t, ns[2], a)
@@ -627,7 +643,7 @@ func TestLanesOfOneAdapter(t *testing.T) {
 		}
 	}
 	a := &node{Lane: lanes[2][0], t: t}
-	a.WriteBytes(1, fabric.Slots, 0, make([]byte, page))
+	a.WriteBytes(1, fabric.Slots, 0, make([]byte, page), nil)
 	if lost := a.loss(); !errors.Is(lost, fabric.ErrRange) {
 		t.Errorf("write on a lane without memory: %v", lost)
 	}
@@ -722,15 +738,19 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	pg := make([]byte, page)
 	var ms [8]wire.Message
 	m, r := *a.msg(1), *b.msg(1)
+	fetched, parked := over(wire.Fetched, 1, 5), over(wire.Parked, 1, 6)
 	round := func() {
 		for i := range 20 { // more than credits and queue hold
 			if i%5 == 0 {
-				a.WriteBytes(1, fabric.Slots, 0, pg)
+				a.WriteBytes(1, fabric.Slots, 0, pg, nil)
 				a.WritePage(1, fabric.Slots, page, fabric.RAM, 0)
+				a.WriteBytes(1, fabric.RAM, homePages*page, pg, parked)
+				a.ReadPage(1, (homePages+1)*page, 5, fetched)
 			}
 			a.Send(1, &m)
 		}
 		a.Flush()
+		words := 0
 		for got := 0; got < 20; {
 			n, lost := b.Poll(ms[:])
 			if lost != nil {
@@ -740,14 +760,16 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 			if n == 0 {
 				b.Arm()
 			}
-			if _, lost := a.Poll(ms[:]); lost != nil {
+			if n, lost = a.Poll(ms[:]); lost != nil {
 				t.Fatal(lost)
 			}
+			words += n
 		}
 		b.Send(0, &r)
 		b.Flush()
-		for n := 0; n == 0; {
-			n, _ = a.Poll(ms[:])
+		for words < 8+1 { // and the message
+			n, _ := a.Poll(ms[:])
+			words += n
 		}
 	}
 	if n := testing.AllocsPerRun(50, round); n != 0 {

@@ -11,7 +11,7 @@ import (
 )
 
 // offerVersion is the version of the offer and of what travels on the queue pair.
-const offerVersion = 2
+const offerVersion = 3
 
 var offerMagic = [4]byte{'I', 'R', 'd', 'm'}
 
@@ -113,7 +113,7 @@ func (l *Lane) makeQP(k *link) error {
 func (l *Lane) prepare(k *link, qp *verbs.QP) error {
 	err := qp.Init(verbs.PortConfig{
 		Port: l.opt.Port, GID: l.opt.GID, MTU: l.opt.MTU, Retry: l.opt.Retry, TrafficClass: l.opt.TrafficClass,
-		Access: verbs.RemoteWrite,
+		Access: verbs.RemoteWrite | verbs.RemoteRead,
 	})
 	if err != nil {
 		return err

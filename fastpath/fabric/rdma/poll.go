@@ -1,14 +1,23 @@
 package rdma
 
 import (
+	"math/bits"
+
 	"ironspan/engine/wire"
 	"ironspan/fastpath/fabric"
 	"ironspan/verbs"
 )
 
-// Poll hands out messages, notes completions, posts the receives anew and goes on with what waits.
+// Poll hands out messages and words, notes completions, posts the receives anew and goes on with what waits.
 func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
+	words := 0
 	for n < len(ms) {
+		if l.due != 0 {
+			l.tell(&ms[n])
+			n++
+			words++
+			continue
+		}
 		if l.in.left > 0 {
 			if l.take(&ms[n]) {
 				n++
@@ -29,8 +38,8 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 		l.complete(w)
 	}
 	l.goOn()
-	l.stats.Received.Ops.Add(uint64(n))
-	l.stats.Received.Bytes.Add(uint64(n) * wire.Size)
+	l.stats.Received.Ops.Add(uint64(n - words))
+	l.stats.Received.Bytes.Add(uint64(n-words) * wire.Size)
 	if len(l.lost) > 0 {
 		lost = l.lost[0]
 		copy(l.lost, l.lost[1:])
@@ -42,7 +51,7 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 // Arm asks for an event at the next completion, and looks whether one is there already. Events of before are taken here
 // and not by Poll: that way the messages that they announced are answered first.
 func (l *Lane) Arm() bool {
-	if l.wcAt != l.wcEnd || l.in.left > 0 || len(l.lost) > 0 {
+	if l.wcAt != l.wcEnd || l.in.left > 0 || l.due != 0 || len(l.busy) > 0 || len(l.lost) > 0 {
 		return true
 	}
 	if l.armed {
@@ -85,14 +94,27 @@ func (l *Lane) complete(w *verbs.WC) {
 	}
 }
 
-// sent notes that the first upTo requests are over.
+// sent notes that the first upTo requests are over, of which the last asked for this completion.
 func (l *Lane) sent(k *link, upTo uint32) {
 	if upTo-k.finished > k.posted-k.finished {
 		return // not one of ours
 	}
 	k.finished = upTo
-	k.pagesDone = k.pagesBy[upTo%uint32(len(k.pagesBy))]
+	over := k.mark(upTo)
+	k.pagesDone, k.wordsDone = over.pages, over.words
+	if k.wordsTold != k.wordsDone {
+		l.due |= 1 << k.id
+	}
 	l.note(k)
+}
+
+// tell hands out a word; there is one that is due.
+func (l *Lane) tell(m *wire.Message) {
+	k := &l.links[bits.TrailingZeros64(l.due)]
+	*m = k.words[k.wordsTold%uint64(len(k.words))]
+	if k.wordsTold++; k.wordsTold == k.wordsDone {
+		l.due &^= 1 << k.id
+	}
 }
 
 // received takes in a packet: credits, and messages if there are any, which take hands out.
@@ -143,7 +165,7 @@ func (l *Lane) receiveAgain(k *link, buf uint32) {
 	l.note(k)
 }
 
-// note remembers that the present Poll has to go on with k.
+// note remembers that the present Poll has to go on with k, or the next one.
 func (l *Lane) note(k *link) {
 	if !k.busy {
 		k.busy = true
@@ -204,7 +226,7 @@ func (l *Lane) reap(k *link) bool {
 		keep++
 	}
 	l.wcEnd = keep
-	return k.pagesUsed-k.pagesDone < uint32(l.opt.Bounce)
+	return k.pagesUsed-k.pagesDone < uint64(l.opt.Bounce)
 }
 
 // lose ends the link with a peer, once: nothing goes there or comes from there any more.
@@ -214,6 +236,7 @@ func (l *Lane) lose(k *link, op string, reason error) {
 	}
 	k.state = linkLost
 	k.heldLen, k.packetLen = 0, 0
+	l.due &^= 1 << k.id
 	if k.qp != nil {
 		k.batch.Reset()
 		k.recvs.Reset()

@@ -53,7 +53,7 @@ func (l *Lane) Send(peer wire.NodeID, m *wire.Message) {
 		return
 	}
 	if h := l.hold(k, "send"); h != nil {
-		h.write = false
+		h.verb = fabric.Send
 		m.Encode(h.msg[:])
 	}
 }
@@ -70,11 +70,11 @@ func (l *Lane) WritePage(peer wire.NodeID, dst fabric.Region, dstOff uint64, src
 		l.lose(k, "write", fabric.ErrRange)
 		return
 	}
-	l.write(k, local, remote, false)
+	l.access(k, access{verb: fabric.Write, local: local, remote: remote}, nil)
 }
 
 // WriteBytes posts a write of a copy of page to peer.
-func (l *Lane) WriteBytes(peer wire.NodeID, dst fabric.Region, dstOff uint64, page []byte) {
+func (l *Lane) WriteBytes(peer wire.NodeID, dst fabric.Region, dstOff uint64, page []byte, over *wire.Message) {
 	k := &l.links[peer]
 	if !l.ready(k, "write") {
 		return
@@ -84,14 +84,29 @@ func (l *Lane) WriteBytes(peer wire.NodeID, dst fabric.Region, dstOff uint64, pa
 		l.lose(k, "write", fabric.ErrRange)
 		return
 	}
-	if k.pagesUsed-k.pagesDone >= uint32(l.opt.Bounce) && !l.reap(k) {
+	if k.pagesUsed-k.pagesDone >= uint64(l.opt.Bounce) && !l.reap(k) {
 		l.lose(k, "write", errBounce)
 		return
 	}
-	off := k.pageAt + uint64(k.pagesUsed%uint32(l.opt.Bounce))*wire.PageSize
+	off := k.pageAt + k.pagesUsed%uint64(l.opt.Bounce)*wire.PageSize
 	copy(l.mem.Bytes()[off:off+wire.PageSize], page)
 	k.pagesUsed++
-	l.write(k, l.memMR.SGE(off, wire.PageSize), remote, true)
+	l.access(k, access{verb: fabric.Write, bounce: true, local: l.memMR.SGE(off, wire.PageSize), remote: remote}, over)
+}
+
+// ReadPage posts a read of a home frame of peer into a slot.
+func (l *Lane) ReadPage(peer wire.NodeID, srcOff uint64, slot uint32, over *wire.Message) {
+	k := &l.links[peer]
+	if !l.ready(k, "read") {
+		return
+	}
+	remote, ok := k.ram.at(srcOff)
+	local, have := l.local(fabric.Slots, uint64(slot)*wire.PageSize)
+	if !ok || !have {
+		l.lose(k, "read", fabric.ErrRange)
+		return
+	}
+	l.access(k, access{verb: fabric.Read, local: local, remote: remote}, over)
 }
 
 // remote is where an offset of the peer's region is.
@@ -121,14 +136,34 @@ func (l *Lane) local(r fabric.Region, off uint64) (verbs.SGE, bool) {
 	return mr.SGE(off, wire.PageSize), true
 }
 
-func (l *Lane) write(k *link, local verbs.SGE, remote verbs.Remote, bounce bool) {
-	if k.heldLen == 0 && k.room(l) {
-		l.emitWrite(k, local, remote, bounce)
+// access posts an operation on a page, and keeps the word for its end, if there is to be one.
+func (l *Lane) access(k *link, a access, over *wire.Message) {
+	if over != nil && !l.promise(k, a.verb.String(), over) {
 		return
 	}
-	if h := l.hold(k, "write"); h != nil {
-		h.write, h.bounce, h.local, h.remote = true, bounce, local, remote
+	a.word = over != nil
+	if k.heldLen == 0 && k.room(l) {
+		l.emitAccess(k, &a)
+		return
 	}
+	if h := l.hold(k, a.verb.String()); h != nil {
+		h.access = a
+	}
+}
+
+// promise takes a place in the ring of words; false if that cannot be: then the peer is lost.
+func (l *Lane) promise(k *link, op string, over *wire.Message) bool {
+	switch {
+	case over.From != k.id:
+		l.lose(k, op, fabric.ErrGarbled)
+		return false
+	case k.wordsUsed-k.wordsTold == uint64(len(k.words)):
+		l.lose(k, op, fabric.ErrWords)
+		return false
+	}
+	k.words[k.wordsUsed%uint64(len(k.words))] = *over
+	k.wordsUsed++
+	return true
 }
 
 // hold takes a place in the ring of posts that wait; nil if there is none: then the peer is lost.
@@ -151,9 +186,9 @@ func (l *Lane) pump(k *link) {
 	for k.heldLen > 0 {
 		h := &k.held[k.heldHead]
 		switch {
-		case h.write && k.room(l):
-			l.emitWrite(k, h.local, h.remote, h.bounce)
-		case !h.write && k.open(l):
+		case h.verb != fabric.Send && k.room(l):
+			l.emitAccess(k, &h.access)
+		case h.verb == fabric.Send && k.open(l):
 			copy(l.emitMessage(k), h.msg[:])
 			l.emitFull(k)
 		default:
@@ -166,14 +201,15 @@ func (l *Lane) pump(k *link) {
 	}
 }
 
-// next numbers a request and says whether it has to ask for a completion: often enough that a full queue, or
-// a dearth of bounce pages, always has a completion to come.
-func (l *Lane) next(k *link) (id uint64, f verbs.SendFlags) {
+// next numbers a request and says whether it has to ask for a completion: always if its end is to be told, and
+// otherwise often enough that a full queue, or a dearth of bounce pages, always has a completion to come.
+func (l *Lane) next(k *link, word bool) (id uint64, f verbs.SendFlags) {
 	k.posted++
-	if k.posted-k.signalled >= uint32(l.opt.SendWR/4) || k.pagesSent-k.signalAt >= uint32(max(l.opt.Bounce/2, 1)) {
+	if word || k.posted-k.signalled >= uint32(l.opt.SendWR/4) ||
+		k.pagesSent-k.mark(k.signalled).pages >= uint64(max(l.opt.Bounce/2, 1)) {
 		f = verbs.Signaled
-		k.signalled, k.signalAt = k.posted, k.pagesSent
-		k.pagesBy[k.posted%uint32(len(k.pagesBy))] = k.pagesSent
+		k.signalled = k.posted
+		*k.mark(k.posted) = mark{k.pagesSent, k.wordsSent}
 	}
 	return k.sendID(), f
 }
@@ -198,20 +234,27 @@ func (l *Lane) emitFull(k *link) {
 
 // emitPacket adds the packet to the batch, behind the pages that its messages may be about.
 func (l *Lane) emitPacket(k *link) {
-	id, f := l.next(k)
+	id, f := l.next(k, false)
 	k.batch.SendInlineImm(id, f, k.packet[:k.packetLen], uint32(k.owed))
 	l.stats.Posted[fabric.Send].Add(uint64(k.packetLen))
 	k.owed, k.packetLen = 0, 0
 }
 
-// emitWrite adds a page to the batch. The caller has checked the room.
-func (l *Lane) emitWrite(k *link, local verbs.SGE, remote verbs.Remote, bounce bool) {
-	if bounce {
+// emitAccess adds an operation on a page to the batch. The caller has checked the room.
+func (l *Lane) emitAccess(k *link, a *access) {
+	if a.bounce {
 		k.pagesSent++
 	}
-	id, f := l.next(k)
-	k.batch.Write(id, f, local, remote)
-	l.stats.Posted[fabric.Write].Add(wire.PageSize)
+	if a.word {
+		k.wordsSent++
+	}
+	id, f := l.next(k, a.word)
+	if a.verb == fabric.Read {
+		k.batch.Read(id, f, a.local, a.remote)
+	} else {
+		k.batch.Write(id, f, a.local, a.remote)
+	}
+	l.stats.Posted[a.verb].Add(wire.PageSize)
 	l.touch(k)
 }
 
@@ -221,7 +264,7 @@ func (l *Lane) emitCredits(k *link) {
 	if k.owed < (l.opt.Depth+1)/2 || k.packetLen > 0 || !k.room(l) {
 		return
 	}
-	id, f := l.next(k)
+	id, f := l.next(k, false)
 	k.batch.SendInlineImm(id, f, nil, uint32(k.owed))
 	k.owed = 0
 	l.stats.Posted[fabric.Send].Add(0)

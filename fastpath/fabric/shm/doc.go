@@ -1,10 +1,11 @@
 // Package shm is the fabric between processes of one host: a lane over shared memory.
 //
 // Each node has, for each lane, a *board*: a memfd with one ring of messages for every peer, which that peer
-// alone writes. A page is written straight into the memory of the node that asked for it: peers map each
-// other's slots and home frames, by opening /proc/PID/fd/N of the other process, which takes the same user
-// (or root) and the same PID namespace, and nothing else. A node that sleeps says so in its rings; then who
-// sends rings the *bell*, a pipe of the sleeper that is opened in the same way, because an eventfd cannot be.
+// alone writes. A page is written straight into the memory of the node that asked for it, and read from that of
+// its home: peers map each other's slots and home frames, by opening /proc/PID/fd/N of the other process, which
+// takes the same user (or root) and the same PID namespace, and nothing else. Such a copy is over when the post
+// returns. A node that sleeps says so in its rings; then who sends rings the *bell*, a pipe of the sleeper that is
+// opened in the same way, because an eventfd cannot be.
 //
 // A ring, little endian words in cache lines of their own, by who writes them:
 //

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"math/bits"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -18,42 +19,60 @@ func (l *Lane) WritePage(peer wire.NodeID, dst fabric.Region, dstOff uint64, src
 	if src == fabric.Slots {
 		from = l.slots
 	}
-	if !inside(from, srcOff) {
-		l.lose(peer, "write", fabric.ErrRange)
-		return
+	if l.isUp(peer) {
+		l.copy(peer, fabric.Write, l.links[peer].page(dst, dstOff), pageOf(from, srcOff), nil)
 	}
-	l.write(peer, dst, dstOff, from[srcOff:srcOff+wire.PageSize])
 }
 
 // WriteBytes copies a page to peer.
-func (l *Lane) WriteBytes(peer wire.NodeID, dst fabric.Region, dstOff uint64, page []byte) {
-	if len(page) != wire.PageSize {
-		l.lose(peer, "write", fabric.ErrRange)
-		return
+func (l *Lane) WriteBytes(peer wire.NodeID, dst fabric.Region, dstOff uint64, page []byte, over *wire.Message) {
+	if l.isUp(peer) {
+		l.copy(peer, fabric.Write, l.links[peer].page(dst, dstOff), page, over)
 	}
-	l.write(peer, dst, dstOff, page)
 }
 
-func inside(mem []byte, off uint64) bool {
-	return off%wire.PageSize == 0 && off < uint64(len(mem)) // mem is a whole number of pages
+// ReadPage copies a home frame of peer.
+func (l *Lane) ReadPage(peer wire.NodeID, srcOff uint64, slot uint32, over *wire.Message) {
+	if l.isUp(peer) {
+		from := l.links[peer].page(fabric.RAM, srcOff)
+		l.copy(peer, fabric.Read, pageOf(l.slots, uint64(slot)*wire.PageSize), from, over)
+	}
 }
 
-func (l *Lane) write(peer wire.NodeID, dst fabric.Region, off uint64, page []byte) {
-	if !l.isUp(peer) {
+// pageOf returns a page of mem, which is a whole number of them; nil if it is none of them.
+func pageOf(mem []byte, off uint64) []byte {
+	if off%wire.PageSize != 0 || off >= uint64(len(mem)) {
+		return nil
+	}
+	return mem[off : off+wire.PageSize]
+}
+
+// page returns a page of the peer's memory; nil if it did not offer it.
+func (k *link) page(r fabric.Region, off uint64) []byte {
+	if r == fabric.RAM {
+		return pageOf(k.home, off-k.first) // wraps if below: then it is none of them
+	}
+	return pageOf(k.slots, off)
+}
+
+// copy copies a page between this node's memory and that of a peer, which is up. With that it is over: the word is due.
+func (l *Lane) copy(peer wire.NodeID, v fabric.Verb, to, from []byte, over *wire.Message) {
+	switch {
+	case len(to) != wire.PageSize || len(from) != wire.PageSize:
+		l.lose(peer, v.String(), fabric.ErrRange)
+		return
+	case over != nil && over.From != peer:
+		l.lose(peer, v.String(), fabric.ErrGarbled)
+		return
+	case over != nil && len(l.words) == cap(l.words):
+		l.lose(peer, v.String(), fabric.ErrWords)
 		return
 	}
-	k := &l.links[peer]
-	to := k.slots
-	if dst == fabric.RAM {
-		to = k.home
-		off -= k.first // wraps if below: then it is not inside
+	copy(to, from)
+	l.stats.Posted[v].Add(wire.PageSize)
+	if over != nil {
+		l.words = append(l.words, *over)
 	}
-	if !inside(to, off) {
-		l.lose(peer, "write", fabric.ErrRange)
-		return
-	}
-	copy(to[off:off+wire.PageSize], page)
-	l.stats.Posted[fabric.Write].Add(wire.PageSize)
 }
 
 func (l *Lane) isUp(peer wire.NodeID) bool { return peer < wire.MaxNodes && l.up&(1<<peer) != 0 }
@@ -146,7 +165,8 @@ func (l *Lane) Flush() {
 	l.posted = 0
 }
 
-// Poll takes messages out of the rings, one ring after the other, beginning with another one each time.
+// Poll takes messages out of the rings, one ring after the other, beginning with another one each time. Words take
+// their turn as if this node had a ring, too.
 func (l *Lane) Poll(ms []wire.Message) (int, *fabric.PeerError) {
 	if l.polls++; l.armed || l.polls%checkEvery == 0 {
 		l.disarm()
@@ -155,9 +175,13 @@ func (l *Lane) Poll(ms []wire.Message) (int, *fabric.PeerError) {
 		l.goOn()
 	}
 	n := 0
-	for set := bits.RotateLeft64(l.up, -int(l.next)); set != 0 && n < len(ms); set &= set - 1 {
+	for set := bits.RotateLeft64(l.up|1<<l.cfg.Self, -int(l.next)); set != 0 && n < len(ms); set &= set - 1 {
 		peer := wire.NodeID((uint32(bits.TrailingZeros64(set)) + l.next) % wire.MaxNodes)
-		n += l.take(peer, ms[n:])
+		if peer == l.cfg.Self {
+			n += l.tell(ms[n:])
+		} else {
+			n += l.take(peer, ms[n:])
+		}
 	}
 	if l.up != 0 {
 		l.next = (l.next + 1) % uint32(len(l.links))
@@ -168,6 +192,13 @@ func (l *Lane) Poll(ms []wire.Message) (int, *fabric.PeerError) {
 		return n, l.links[peer].lost
 	}
 	return n, nil
+}
+
+// tell moves words to ms.
+func (l *Lane) tell(ms []wire.Message) int {
+	n := copy(ms, l.words)
+	l.words = l.words[:copy(l.words, l.words[n:])]
+	return n
 }
 
 // take moves messages of one peer to ms.
@@ -255,7 +286,7 @@ func (l *Lane) Arm() bool {
 	for set := l.up; set != 0; set &= set - 1 {
 		order(l.links[bits.TrailingZeros64(set)].in.sleeping, 1)
 	}
-	something := l.fresh != 0 || l.dying&l.up != 0
+	something := l.fresh != 0 || l.dying&l.up != 0 || len(l.words) > 0
 	for set := l.up; set != 0 && !something; set &= set - 1 {
 		k := &l.links[bits.TrailingZeros64(set)]
 		something = k.in.tail.Load() != k.head || k.in.closed.Load() != 0
@@ -286,6 +317,7 @@ func (l *Lane) lose(peer wire.NodeID, op string, reason error) {
 	l.posted &^= bit
 	l.backlog &^= bit
 	l.fresh |= bit
+	l.words = slices.DeleteFunc(l.words, func(m wire.Message) bool { return m.From == peer })
 	k.lost = &fabric.PeerError{Peer: peer, Op: op, Reason: reason}
 	l.stats.LostPeers.Add(1)
 	// Should it be alive, it learns that this end is gone; its process no longer matters.

@@ -51,6 +51,8 @@ type Lane struct {
 	backlog uint64 // has messages in its backlog
 	fresh   uint64 // lost, to be reported
 
+	words []wire.Message // due, in order; as many as there are slots at most
+
 	armed   bool
 	polls   uint32
 	next    uint32 // link that Poll begins with
@@ -110,6 +112,7 @@ func New(cfg fabric.Config, opt Options) (_ *Lane, err error) {
 	l := &Lane{
 		cfg: cfg, entries: opt.Entries, boardFD: -1, bell: [2]int{-1, -1}, epfd: -1,
 		ram: bytesOf(cfg.RAM), slots: bytesOf(cfg.Slots), links: make([]link, cfg.Nodes),
+		words: make([]wire.Message, 0, cfg.Slots.Len/wire.PageSize),
 	}
 	l.cfg.Homes = append([]fabric.Span(nil), cfg.Homes...)
 	for i := range l.links {

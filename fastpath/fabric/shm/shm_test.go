@@ -18,6 +18,7 @@ import (
 
 	"ironspan/engine/wire"
 	"ironspan/fastpath/fabric"
+	"ironspan/fastpath/fabric/lanetest"
 	"ironspan/fastpath/ram"
 )
 
@@ -134,9 +135,9 @@ func TestMessageProvesItsPage(t *testing.T) {
 		see  func() []byte
 		want byte
 	}{
-		{"bytes into a slot", func(l *Lane) { l.WriteBytes(0, fabric.Slots, 5*wire.PageSize, page) },
+		{"bytes into a slot", func(l *Lane) { l.WriteBytes(0, fabric.Slots, 5*wire.PageSize, page, nil) },
 			func() []byte { return ns[0].slots.Page(5) }, 0xa5},
-		{"bytes home", func(l *Lane) { l.WriteBytes(0, fabric.RAM, 9*wire.PageSize, page) },
+		{"bytes home", func(l *Lane) { l.WriteBytes(0, fabric.RAM, 9*wire.PageSize, page, nil) },
 			func() []byte { return ns[0].ram.Page(9) }, 0xa5},
 		{"home frame into a slot", func(l *Lane) {
 			l.WritePage(0, fabric.Slots, 6*wire.PageSize, fabric.RAM, (2*testPages+1)*wire.PageSize)
@@ -189,7 +190,7 @@ func TestStream(t *testing.T) {
 						if sent[p] == acked[p] { // nobody is reading the slot
 							binary.LittleEndian.PutUint64(page[:], sent[p])
 							binary.LittleEndian.PutUint64(page[wire.PageSize-8:], sent[p])
-							n.WriteBytes(wire.NodeID(p), fabric.Slots, slot*wire.PageSize, page[:])
+							n.WriteBytes(wire.NodeID(p), fabric.Slots, slot*wire.PageSize, page[:], nil)
 						}
 						m := message(wire.NodeID(i), sent[p])
 						if sent[p] == acked[p] {
@@ -268,7 +269,7 @@ func TestClosedPeer(t *testing.T) {
 		t.Fatalf("lost %v", lost)
 	}
 	// The others are still served, and posts to the lost one vanish.
-	ns[0].WriteBytes(1, fabric.Slots, 0, make([]byte, wire.PageSize))
+	ns[0].WriteBytes(1, fabric.Slots, 0, make([]byte, wire.PageSize), nil)
 	ns[0].Send(1, message(0, 1))
 	ns[0].Send(2, message(0, 2))
 	ns[0].Flush()
@@ -296,23 +297,121 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
-func TestWritesOutOfRangeLoseThePeer(t *testing.T) {
+func TestAccessesOutOfRangeLoseThePeer(t *testing.T) {
 	page := make([]byte, wire.PageSize)
+	read := func(off uint64, slot uint32) func(l *Lane) {
+		return func(l *Lane) { l.ReadPage(1, off, slot, word(wire.Fetched, 1, slot)) }
+	}
 	for name, post := range map[string]func(l *Lane){
-		"slot":         func(l *Lane) { l.WriteBytes(1, fabric.Slots, testSlots*wire.PageSize, page) },
-		"not home":     func(l *Lane) { l.WriteBytes(1, fabric.RAM, 0, page) },
-		"behind home":  func(l *Lane) { l.WriteBytes(1, fabric.RAM, 2*testPages*wire.PageSize, page) },
-		"not aligned":  func(l *Lane) { l.WriteBytes(1, fabric.Slots, 8, page) },
-		"short":        func(l *Lane) { l.WriteBytes(1, fabric.Slots, 0, page[:100]) },
-		"source":       func(l *Lane) { l.WritePage(1, fabric.Slots, 0, fabric.RAM, 1<<40) },
-		"wraps around": func(l *Lane) { l.WriteBytes(1, fabric.Slots, ^uint64(wire.PageSize-1), page) },
+		"slot":               func(l *Lane) { l.WriteBytes(1, fabric.Slots, testSlots*wire.PageSize, page, nil) },
+		"not home":           func(l *Lane) { l.WriteBytes(1, fabric.RAM, 0, page, nil) },
+		"behind home":        func(l *Lane) { l.WriteBytes(1, fabric.RAM, 2*testPages*wire.PageSize, page, nil) },
+		"not aligned":        func(l *Lane) { l.WriteBytes(1, fabric.Slots, 8, page, nil) },
+		"short":              func(l *Lane) { l.WriteBytes(1, fabric.Slots, 0, page[:100], nil) },
+		"source":             func(l *Lane) { l.WritePage(1, fabric.Slots, 0, fabric.RAM, 1<<40) },
+		"wraps around":       func(l *Lane) { l.WriteBytes(1, fabric.Slots, ^uint64(wire.PageSize-1), page, nil) },
+		"read, not home":     read(0, 0),
+		"read, behind home":  read(2*testPages*wire.PageSize, 0),
+		"read, not aligned":  read(testPages*wire.PageSize+8, 0),
+		"read, wraps around": read(^uint64(wire.PageSize-1), 0),
+		"read, slot":         read(testPages*wire.PageSize, testSlots),
+		"read, last slot":    read(testPages*wire.PageSize, 1<<32-1),
 	} {
 		ns := mesh(t, 2, Options{})
 		post(ns[0].Lane)
 		var ms [1]wire.Message
-		if _, lost := ns[0].Poll(ms[:]); lost == nil || !errors.Is(lost, fabric.ErrRange) {
-			t.Errorf("%s: %v", name, lost)
+		if n, lost := ns[0].Poll(ms[:]); n != 0 || lost == nil || !errors.Is(lost, fabric.ErrRange) {
+			t.Errorf("%s: %d, %v", name, n, lost)
 		}
+	}
+}
+
+// word is one that an operation on peer's memory is over.
+func word(k wire.Kind, peer wire.NodeID, slot uint32) *wire.Message {
+	return &wire.Message{Kind: k, From: peer, Epoch: 7, Txn: slot + 1, Slot: slot}
+}
+
+// TestWords reads a page and writes one: the words are there at once, for as many as Poll takes, and come once.
+func TestWords(t *testing.T) {
+	ns := mesh(t, 2, Options{})
+	copy(ns[1].ram.Page(testPages+3), bytes.Repeat([]byte{0x5a}, wire.PageSize))
+	page := bytes.Repeat([]byte{0xa5}, wire.PageSize)
+	fetched, parked := word(wire.Fetched, 1, 2), word(wire.Parked, 1, 4)
+	ns[0].ReadPage(1, (testPages+3)*wire.PageSize, 2, fetched)
+	ns[0].WriteBytes(1, fabric.RAM, (testPages+4)*wire.PageSize, page, parked)
+	ns[0].WriteBytes(1, fabric.RAM, (testPages+5)*wire.PageSize, page, nil)
+	ns[1].Send(0, message(1, 1))
+	ns[1].Flush()
+	var got []wire.Message
+	var ms [1]wire.Message
+	for i := range 3 {
+		if !ns[0].Arm() {
+			t.Fatalf("armed, with %d messages to come", 3-i)
+		}
+		if n, lost := ns[0].Poll(ms[:]); n != 1 || lost != nil {
+			t.Fatalf("%d messages, %v", n, lost)
+		}
+		if ms[0].Kind != wire.Grant {
+			got = append(got, ms[0])
+		}
+	}
+	if len(got) != 2 || got[0] != *fetched || got[1] != *parked {
+		t.Errorf("got %+v", got)
+	}
+	if b := ns[0].slots.Page(2); b[0] != 0x5a || b[wire.PageSize-1] != 0x5a {
+		t.Errorf("read %x..%x", b[0], b[wire.PageSize-1])
+	}
+	if b := ns[1].ram.Page(testPages + 4); b[0] != 0xa5 || b[wire.PageSize-1] != 0xa5 {
+		t.Errorf("wrote %x..%x", b[0], b[wire.PageSize-1])
+	}
+	if n, lost := ns[0].Poll(ms[:]); n != 0 || lost != nil || ns[0].Arm() {
+		t.Errorf("after it: %d, %v", n, lost)
+	}
+	s := ns[0].Stats().Snapshot()
+	if s.Read != (fabric.VerbCount{Ops: 1, Bytes: wire.PageSize}) || s.Write.Ops != 2 || s.Received.Ops != 1 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+// TestWordsOfTheLost: what a peer is lost with is not told any more, what concerns others is.
+func TestWordsOfTheLost(t *testing.T) {
+	ns := mesh(t, 3, Options{})
+	for slot := range uint32(testSlots) {
+		peer := wire.NodeID(1 + slot%2)
+		ns[0].ReadPage(peer, uint64(peer)*testPages*wire.PageSize, slot, word(wire.Fetched, peer, slot))
+	}
+	ns[0].ReadPage(1, testPages*wire.PageSize, 0, word(wire.Fetched, 1, 0)) // one more than there are slots
+	ns[0].ReadPage(1, testPages*wire.PageSize, 0, word(wire.Fetched, 1, 0)) // dropped
+	var ms [3 * testSlots]wire.Message
+	n, lost := ns[0].Poll(ms[:])
+	if lost == nil || lost.Peer != 1 || lost.Op != "read" || !errors.Is(lost, fabric.ErrWords) {
+		t.Errorf("lost %v", lost)
+	}
+	if n != testSlots/2 {
+		t.Errorf("%d words, want those of node 2", n)
+	}
+	for i, m := range ms[:n] {
+		if m != *word(wire.Fetched, 2, uint32(2*i+1)) {
+			t.Errorf("got %+v", m)
+		}
+	}
+	ns[0].ReadPage(2, 2*testPages*wire.PageSize, 0, word(wire.Fetched, 1, 0))
+	if n, lost := ns[0].Poll(ms[:]); n != 0 || lost == nil || lost.Peer != 2 || !errors.Is(lost, fabric.ErrGarbled) {
+		t.Errorf("the word of another: %d, %v", n, lost)
+	}
+}
+
+func TestMix(t *testing.T) {
+	for nodes := 2; nodes <= 3; nodes++ {
+		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
+			var ends []lanetest.Node
+			for _, n := range mesh(t, nodes, Options{Entries: 64}) {
+				ends = append(ends, lanetest.Node{
+					Endpoint: n, Slot: n.slots.Page, Frame: func(page int) []byte { return n.ram.Page(wire.PFN(page)) },
+				})
+			}
+			lanetest.Mix(t, ends, testPages, testSlots, 5000, rand.Uint64())
+		})
 	}
 }
 
@@ -505,8 +604,11 @@ func TestNoAllocation(t *testing.T) {
 	page := make([]byte, wire.PageSize)
 	var ms [8]wire.Message
 	m := *message(0, 1)
+	fetched, parked := word(wire.Fetched, 1, 2), word(wire.Parked, 1, 3)
 	if n := testing.AllocsPerRun(1000, func() {
-		ns[0].WriteBytes(1, fabric.Slots, 0, page)
+		ns[0].WriteBytes(1, fabric.Slots, 0, page, nil)
+		ns[0].WriteBytes(1, fabric.RAM, testPages*wire.PageSize, page, parked)
+		ns[0].ReadPage(1, testPages*wire.PageSize, 2, fetched)
 		for range 3 {
 			ns[0].Send(1, &m)
 		}
@@ -555,7 +657,7 @@ func child() error {
 	if err := n.Connect(0, theirs); err != nil {
 		return err
 	}
-	n.WriteBytes(0, fabric.Slots, 0, bytes.Repeat([]byte{0x77}, wire.PageSize))
+	n.WriteBytes(0, fabric.Slots, 0, bytes.Repeat([]byte{0x77}, wire.PageSize), nil)
 	n.Send(0, message(1, 1))
 	n.Flush()
 	time.Sleep(time.Minute)
@@ -664,4 +766,19 @@ func BenchmarkPingPong(b *testing.B) {
 	}
 	close(done)
 	stop.Wait()
+}
+
+// BenchmarkReadPage is a page read from a home frame, and the word of it.
+func BenchmarkReadPage(b *testing.B) {
+	ns := mesh(b, 2, Options{})
+	over := word(wire.Fetched, 1, 0)
+	var ms [8]wire.Message
+	b.SetBytes(wire.PageSize)
+	for b.Loop() {
+		ns[0].ReadPage(1, testPages*wire.PageSize, 0, over)
+		ns[0].Flush()
+		if k, lost := ns[0].Poll(ms[:]); k != 1 {
+			b.Fatal(k, lost)
+		}
+	}
 }

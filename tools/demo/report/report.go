@@ -302,11 +302,12 @@ func hotPages(nodes []control.Report) []hotPage {
 // faultNames tells the kinds of faults apart for people: where the page, or the right to write it, came from.
 var faultNames = map[string]string{
 	"read": "remote read", "write": "remote write", "upgrade": "remote upgrade", "zero": "remote, all zero",
+	"fetch": "evicted before",
 	"local": "home", "stale": "already served",
 }
 
 // faultOrder is the order they are shown in.
-var faultOrder = []string{"read", "write", "upgrade", "zero", "local", "stale"}
+var faultOrder = []string{"read", "write", "upgrade", "zero", "fetch", "local", "stale"}
 
 // faultKinds lists the kinds that occurred.
 func faultKinds(faults map[string]control.Latency) []string {
