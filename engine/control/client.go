@@ -123,6 +123,9 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader, si
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("control: %s: %w", c.addr, context.Cause(ctx))
 		}
+		if refusal := c.refusal(ctx); refusal != nil {
+			err = refusal
+		}
 		return nil, c.broken(err)
 	}
 	if resp.StatusCode == http.StatusOK {
@@ -177,6 +180,28 @@ func connReason(err error) string {
 		}
 	}
 	return err.Error()
+}
+
+// refusal asks a node that a request failed at why it refuses this client, if it does. In TLS 1.3 a server judges the
+// client's certificate after the client is done with its handshake, and HTTP/2 may notice no more of that than that the
+// connection is gone.
+func (c *Client) refusal(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Connect)
+	defer cancel()
+	conn, err := (&tls.Dialer{Config: c.tr.TLSClientConfig}).DialContext(ctx, "tcp", c.addr)
+	if err != nil {
+		return nil // then the request's own error tells
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if conn.SetReadDeadline(deadline) != nil {
+		return nil
+	}
+	var op *net.OpError
+	if _, err := conn.Read(make([]byte, 1)); errors.As(err, &op) && op.Op == "remote error" {
+		return err
+	}
+	return nil
 }
 
 // Lease is a VM's share on one node, held by this process.

@@ -18,21 +18,24 @@ type terminal struct {
 	f     *os.File
 	isTTY bool
 
+	begun chan struct{} // closed when keys begin to be the console's
+
 	mu    sync.Mutex
 	saved *unix.Termios // the state to go back to while raw
 }
 
 func openTerminal(f *os.File) *terminal {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return &terminal{f: f, isTTY: err == nil}
+	return &terminal{f: f, isTTY: err == nil, begun: make(chan struct{})}
 }
 
-// enterRaw passes every key on as it is.
+// enterRaw passes every key on as it is, from now on. It is called once.
 func (t *terminal) enterRaw(say io.Writer) {
 	if !t.isTTY {
 		return
 	}
 	fmt.Fprintln(say, "console: Ctrl-] ends the VM")
+	defer close(t.begun)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.saved != nil {
@@ -76,20 +79,22 @@ func (t *terminal) input(quit func()) io.Reader {
 	if !t.isTTY {
 		return t.f
 	}
-	return &keys{r: t.f, quit: quit}
+	return &keys{r: t.f, begun: t.begun, quit: quit}
 }
 
 // keys looks for the escape key in what is typed.
 type keys struct {
-	r    io.Reader
-	quit func()
-	over bool
+	r     io.Reader
+	begun <-chan struct{} // what is typed before is for later
+	quit  func()
+	over  bool
 }
 
 func (k *keys) Read(b []byte) (int, error) {
 	if k.over {
 		return 0, io.EOF
 	}
+	<-k.begun
 	n, err := k.r.Read(b)
 	if i := bytes.IndexByte(b[:n], escape); i >= 0 {
 		k.over = true
