@@ -276,7 +276,7 @@ func TestGuestsCacheLittle(t *testing.T) {
 		config nodetest.Config
 	}{
 		{"as they come", nodetest.Config{}},
-		{"with tenure, ahead of faults", nodetest.Config{Tenure: duoTenure, Prefetch: duoSlots, Migratory: true}},
+		{"with tenure, ahead of faults", nodetest.Config{Tenure: duoTenure, Prefetch: duoSlots, CoverFrom: 2, Migratory: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.config.Cache = bound

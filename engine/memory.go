@@ -117,7 +117,8 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 			Self: n.self, Homes: m.homes, Shard: s, Shards: p.Shards, StripeShift: shift, Epoch: p.Epoch,
 			Slots: slotsPerShard, Tenure: tenure(p.Tenure, host.WalksWrite), ReadAsWrite: !support.ContinueWP,
 			WalksWrite: host.WalksWrite, Migratory: true, Prefetch: prefetch,
-			Cache: int(me.Cache / wire.PageSize / uint64(p.Shards)),
+			CoverFrom: coherence.DefaultCoverFrom,
+			Cache:     int(me.Cache / wire.PageSize / uint64(p.Shards)),
 		})
 		if err != nil {
 			return m, err

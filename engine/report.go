@@ -149,6 +149,7 @@ func addAgent(c map[string]uint64, s *coherence.Stats) {
 	c["evictions_dirty"] += s.EvictionsDirty
 	c["fetches"] += s.Fetches
 	c["returns"] += s.Returns
+	c["covered"] += s.Covered
 	c["deferred"] += s.Deferred
 	c["deferred_ns"] += s.DeferredNs
 	c["pages_sent"] += s.PagesSent

@@ -15,7 +15,7 @@ import (
 // on their way before their frame is freed.
 func (s *Shard) perform(now int64) {
 	actions := s.agent.Actions()
-	for i := range actions {
+	for i := 0; i < len(actions); i++ {
 		a := &actions[i]
 		if !s.gathered.holds(a) {
 			s.settle()
@@ -27,10 +27,7 @@ func (s *Shard) perform(now int64) {
 		case coherence.OpSendPage:
 			s.sendPage(a)
 		case coherence.OpProtect:
-			s.split(a.Page)
-			began := s.clock()
-			s.check("write-protect", a.Page, s.u.WriteProtect(s.ram.GuestAddr(a.Page), wire.PageSize, true))
-			s.metrics.Stage[StageRevoke].Record(s.clock() - began)
+			i += s.protect(actions[i:]) - 1
 		case coherence.OpUnmap:
 			s.unmap(a.Page)
 		case coherence.OpDiscard:
@@ -53,6 +50,19 @@ func (s *Shard) perform(now int64) {
 		}
 	}
 	s.agent.Clear()
+}
+
+// protect write-protects the pages of the first actions, as far as these say so and the pages lie together, and returns
+// how many they are.
+func (s *Shard) protect(actions []coherence.Action) (n int) {
+	first := actions[0].Page
+	for ; n < len(actions) && actions[n].Op == coherence.OpProtect && actions[n].Page == first+wire.PFN(n); n++ {
+		s.split(actions[n].Page)
+	}
+	began := s.clock()
+	s.check("write-protect", first, s.u.WriteProtect(s.ram.GuestAddr(first), uintptr(n)*wire.PageSize, true))
+	s.metrics.Stage[StageRevoke].Record(s.clock() - began)
+	return n
 }
 
 func (s *Shard) unmap(page wire.PFN) {

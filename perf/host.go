@@ -15,10 +15,10 @@ import (
 
 // suiteFlags are those of a run of the microbenchmarks.
 type suiteFlags struct {
-	Quick  bool   `help:"Few samples, for a look."`
-	Only   string `help:"Benchmarks whose names, or the folders in which they lie, match a pattern: fault/read, ipi, 'fault/*'." placeholder:"PATTERN"`
-	Rounds int    `help:"Rounds; 0: 5 on the host, 4 in the lab, 2 if quick." placeholder:"N"`
-	Seed   uint64 `help:"Of the order in which benchmarks have their turns." default:"1"`
+	Quick  bool     `help:"Few samples, for a look."`
+	Only   []string `help:"Benchmarks whose names, or the folders in which they lie, match a pattern: fault/read, ipi, 'fault/*'. May be given again." placeholder:"PATTERN" sep:"none"`
+	Rounds int      `help:"Rounds; 0: 5 on the host, 4 in the lab, 2 if quick." placeholder:"N"`
+	Seed   uint64   `help:"Of the order in which benchmarks have their turns." default:"1"`
 }
 
 type hostCmd struct {
@@ -47,7 +47,7 @@ func (c *hostCmd) Run(ctx context.Context, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if c.Only == "" {
+	if len(c.Only) == 0 {
 		micro.Judge(run, scale)
 	}
 	return finish(stdout, run, c.Out)

@@ -93,7 +93,7 @@ func (c *labCmd) Run(ctx context.Context, stdout io.Writer) (err error) {
 			r.run.Miss(s.name, err)
 		}
 	}
-	if c.Only == "" && c.wants("micro") {
+	if len(c.Only) == 0 && c.wants("micro") {
 		scale, _ := c.scale()
 		micro.Judge(r.run, scale)
 		peers.Judge(r.run)
@@ -127,7 +127,10 @@ func microStep(ctx context.Context, r *labRun) error {
 	token := hex.EncodeToString(secret)
 	_, scale := r.scale()
 	words := []string{"micro-lead", "--token", token, "--scale", scale, "--rounds", strconv.Itoa(r.rounds(labRounds)),
-		"--seed", strconv.FormatUint(r.Seed, 10), "--only", r.Only}
+		"--seed", strconv.FormatUint(r.Seed, 10)}
+	for _, pattern := range r.Only {
+		words = append(words, "--only", pattern)
+	}
 	for server := 1; server < r.Servers; server++ {
 		addr, err := r.lab.Addr(ctx, server)
 		if err != nil {

@@ -61,6 +61,7 @@ static inline int iron_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, int 
 import "C"
 
 import (
+	"math"
 	"math/bits"
 	"syscall"
 	"unsafe"
@@ -309,18 +310,26 @@ func (b *Batch) FetchAdd(id uint64, f SendFlags, local SGE, r Remote, add uint64
 	return true
 }
 
-// AddSGE adds an entry to the scatter-gather list of the last request; false when the list is full, or the
-// request is inline.
+// AddSGE adds to the scatter-gather list of the last request: an entry, or to the last one where s goes on behind it.
+// False when the list is full, or the request is inline.
 func (b *Batch) AddSGE(s SGE) bool {
 	if b.n == 0 {
 		return false
 	}
 	w := &b.wr[b.n-1]
-	k := int(w.num_sge)
-	if k >= b.sges || SendFlags(w.send_flags)&inlined != 0 {
+	if SendFlags(w.send_flags)&inlined != 0 {
 		return false
 	}
-	b.sge[(b.n-1)*b.sges+k] = s
+	k := int(w.num_sge)
+	list := b.sge[(b.n-1)*b.sges:][:b.sges]
+	if last := &list[max(k, 1)-1]; k > 0 && last.LKey == s.LKey && last.Addr+uint64(last.Len) == s.Addr && s.Len <= math.MaxUint32-last.Len {
+		last.Len += s.Len
+		return true
+	}
+	if k >= b.sges {
+		return false
+	}
+	list[k] = s
 	w.num_sge++
 	return true
 }

@@ -29,6 +29,7 @@ type Agent struct {
 	walksWrite    bool
 	migrate       bool
 	prefetch      uint32
+	coverFrom     int
 
 	pages []local // this node's right to each page of the shard, by index
 
@@ -115,7 +116,8 @@ func New(c Config) (*Agent, error) {
 		homes: append([]Range(nil), c.Homes...), total: c.Homes[n-1].Last,
 		shards: wire.PFN(c.Shards), shard: wire.PFN(c.Shard), shift: c.StripeShift, mask: 1<<c.StripeShift - 1,
 		readAsWrite: c.ReadAsWrite, walksWrite: c.WalksWrite, migrate: c.Migratory, prefetch: uint32(c.Prefetch),
-		home: c.Homes[c.Self], slots: uint32(c.Slots), policy: newPolicy(c.Tenure),
+		coverFrom: c.CoverFrom,
+		home:      c.Homes[c.Self], slots: uint32(c.Slots), policy: newPolicy(c.Tenure),
 	}
 	end := a.firstIndex(a.total)
 	if end > math.MaxUint32 {
@@ -157,6 +159,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("coherence: stripes of 2^%d pages, want at most 2^32", c.StripeShift)
 	case c.Prefetch < 0 || c.Prefetch > MaxSlots:
 		return fmt.Errorf("coherence: %d pages of prefetch, want at most %d", c.Prefetch, MaxSlots)
+	case c.CoverFrom < 0:
+		return fmt.Errorf("coherence: grants cover others from %d pages on", c.CoverFrom)
 	case c.Cache < 0:
 		return fmt.Errorf("coherence: %d pages of cache", c.Cache)
 	case c.Slots < 1 || c.Slots > MaxSlots:
@@ -302,13 +306,13 @@ func (a *Agent) step(now int64, m *wire.Message) Status {
 
 // wellFormed checks the fields that have to have a certain value, or none, for the message's kind.
 func wellFormed(m *wire.Message) bool {
-	if m.Txn == 0 || m.Args[2] != 0 || m.Args[3] != 0 || m.Flags&(m.Flags-1) != 0 {
+	if m.Txn == 0 || m.Args[3] != 0 || m.Flags&(m.Flags-1) != 0 {
 		return false
 	}
 	if m.Kind == wire.Grant {
 		return m.Flags != wire.FlagHome && (m.Mode == wire.Shared || m.Mode == wire.Modified) && bits.OnesCount64(m.Args[1]) == int(m.Acks)
 	}
-	if m.Acks != 0 || m.Args[1] != 0 {
+	if m.Acks != 0 || m.Args[1] != 0 || m.Args[2] != 0 {
 		return false
 	}
 	mode, tenure, flags := wire.None, false, false
@@ -358,7 +362,7 @@ func (a *Agent) Idle(now int64, idle bool) {
 func (a *Agent) serveDeferred(now int64, d *deferral) {
 	a.pages[d.index].marks &^= deferred
 	a.stats.DeferredNs += uint64(max(now-d.came, 0))
-	a.serve(&d.forward)
+	a.serve(now, &d.forward)
 	if a.isHome(d.page) && d.kind != wire.Inv {
 		a.ownForwardServed(now, d.index)
 	}

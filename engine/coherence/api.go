@@ -48,6 +48,11 @@ type Config struct {
 	// Prefetch is how many pages ahead a node asks for at most when its faults come in sequence; 0: none.
 	Prefetch int
 
+	// CoverFrom is from how many pages of a group of 64 on, that a node has the right to read, this home gives it the
+	// right to read the others, too, as far as nobody else may write them. 0: never, nor to those that are shared
+	// anyway, which otherwise every grant of one page covers. See DefaultCoverFrom.
+	CoverFrom int
+
 	// Cache bounds the pages homed elsewhere that this node holds or asks for in this shard; 0: no bound. A node at
 	// its bound parks pages in their home frames before it asks for more. It may differ from node to node.
 	Cache int
@@ -56,6 +61,10 @@ type Config struct {
 	// existing page write-protected (no UFFDIO_CONTINUE_MODE_WP).
 	ReadAsWrite bool
 }
+
+// DefaultCoverFrom takes a node for a reader of a group that came back to it. A page that the home gives up writing in
+// vain costs an invalidation when it is written again.
+const DefaultCoverFrom = 4
 
 // Tenure bounds the time for which a node that won a page may keep it before it answers a forward or an
 // invalidation. The home decides the bound page by page: a page that moved for the first time in a while has
@@ -191,6 +200,7 @@ type Stats struct {
 	Forwards    uint64    // to other nodes and to itself
 	Invalidates uint64    // to other nodes and to itself
 	WriteBacks  uint64
+	Covered     uint64 // pages that a node was given the right to read along with one it asked for
 	Returns     uint64 // pages whose owner had them parked when somebody else asked for them
 	Migrations  uint64 // reads that were given the page to write, because those before went on to do so
 	Moves       uint64 // transactions that took a right away from somebody

@@ -44,6 +44,16 @@ func (n *Naming) Node(id wire.NodeID) wire.NodeID { return n.nodes[id] }
 // Page returns a page's name.
 func (n *Naming) Page(page wire.PFN) wire.PFN { return n.index[page] }
 
+// PageSet renames a set of pages, all of them in the first group of one shard.
+func (n *Naming) PageSet(set uint64) (named uint64) {
+	for old := range n.index {
+		if old < groupPages && set>>old&1 == 1 {
+			named |= 1 << n.index[old]
+		}
+	}
+	return named
+}
+
 // Nodes renames a set of nodes.
 func (n *Naming) Nodes(set uint64) (named uint64) {
 	for id := range n.nodes {
@@ -183,6 +193,7 @@ const (
 	localSlot   = 1 << 2 // with the mode in bits 0 and 1
 	localWrite  = 1 << 3 // what is asked for is M
 	localGood   = 1 << 4 // the home frame is known to be good
+	localVoid   = 1 << 5 // what is fetched, or parked, is worth nothing
 	asksGranted = 1 << 6 // with the kind in bits 0 to 3 and what was carried in 4 and 5
 	asksTell    = 1 << 7
 )
@@ -201,6 +212,9 @@ func (a *Agent) appendLocal(b []byte, now int64, i uint32, n *Naming) []byte {
 		flags |= localSlot
 		if a.requests[p.slot-1].want == wire.Modified {
 			flags |= localWrite
+		}
+		if a.requests[p.slot-1].void {
+			flags |= localVoid
 		}
 	}
 	b = append(b, flags, marks)
@@ -265,6 +279,7 @@ func (a *Agent) setLocal(r *stateReader, now int64, page wire.PFN, i uint32) {
 		if q.kind > wire.CoherenceLast {
 			q.want = wire.None
 		}
+		q.void = flags&localVoid != 0
 		q.need, q.got, q.tenure = r.number(), r.number(), r.time()
 		a.requests[slot] = q
 	}
@@ -492,16 +507,23 @@ func (a *Agent) Roles(page wire.PFN) (r Roles, ok bool) {
 	p := &a.pages[i]
 	r.Requester = "idle"
 	switch {
-	case a.parking(p) && p.is(queuedAny):
-		r.Requester = "parking, wanted"
 	case a.parking(p):
 		r.Requester = "parking"
+		if a.requests[p.slot-1].void {
+			r.Requester = "parking, void"
+		}
+		if p.is(queuedAny) {
+			r.Requester += ", wanted"
+		}
 	case p.is(queuedAny):
 		r.Requester = "queued"
 	case p.slot != 0 && a.requests[p.slot-1].granted:
 		r.Requester = "granted"
 	case p.slot != 0 && a.requests[p.slot-1].kind == wire.Fetched:
 		r.Requester = "fetching"
+		if a.requests[p.slot-1].void {
+			r.Requester = "fetching, void"
+		}
 	case p.slot != 0:
 		r.Requester = a.requests[p.slot-1].kind.String() + " asked"
 	}

@@ -21,11 +21,11 @@ func TestStateIsWhole(t *testing.T) {
 	}{
 		{
 			Agent{}, "pages requests free waiters deferrals dir records spell companions streams idle cache",
-			"self nodes others epoch homes total shards shard shift mask readAsWrite walksWrite migrate prefetch home " +
+			"self nodes others epoch homes total shards shard shift mask readAsWrite walksWrite migrate prefetch coverFrom home " +
 				"dirBase slots policy lastTxn trial hot actions stats",
 		},
 		{local{}, "since slot mode marks", ""},
-		{request{}, "need got tenure txn kind want granted tellHome carried", "page index"},
+		{request{}, "need got tenure txn kind want granted tellHome void carried", "page index"},
 		{entry{}, "sharers tail moved owner bits", ""},
 		{record{}, "transaction next kind phase", "index"},
 		{transaction{}, "txn slot requester", ""},

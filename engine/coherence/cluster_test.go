@@ -129,15 +129,18 @@ func describe(m *wire.Message) string {
 		s += fmt.Sprintf(" in %v", m.Mode)
 	}
 	if m.Acks > 0 {
-		s += fmt.Sprintf(" after acks of %s", nodesOf(m.Args[1]))
+		s += fmt.Sprintf(" after acks of %s", bitsOf(m.Args[1]))
 	}
 	if m.Args[0] != 0 {
 		s += fmt.Sprintf(" tenure %d", m.Args[0])
 	}
+	if m.Args[2] != 0 {
+		s += fmt.Sprintf(" covering %s", bitsOf(m.Args[2]))
+	}
 	return s
 }
 
-func nodesOf(set uint64) string {
+func bitsOf(set uint64) string {
 	var s []string
 	for ; set != 0; set &= set - 1 {
 		s = append(s, fmt.Sprint(bits.TrailingZeros64(set)))

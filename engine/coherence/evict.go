@@ -173,7 +173,7 @@ func (a *Agent) stepOver(i uint32, m *wire.Message) Status {
 	case m.Kind == wire.Parked:
 		a.discard(m.Page, i)
 		a.cache.parking--
-	case p.is(parked):
+	case !r.void:
 		p.marks &^= parked
 		act := a.emit(OpInstall, m.Page)
 		act.Mode = p.mode
@@ -208,6 +208,9 @@ func (a *Agent) yield(f *forward) {
 	p := &a.pages[f.index]
 	p.marks &^= parked
 	p.mode = wire.None
+	if p.slot != 0 && a.requests[p.slot-1].kind > wire.CoherenceLast {
+		a.requests[p.slot-1].void = true
+	}
 	if f.kind == wire.Inv {
 		a.stats.InvalidatesServed++
 		a.send(OpSend, f.requester, wire.InvAck, f.page, f.transaction)

@@ -42,7 +42,7 @@ func (a *Agent) stepForward(now int64, i uint32, m *wire.Message) Status {
 		transaction: transaction{requester: m.Requester, txn: m.Txn, slot: m.Slot},
 	}
 	if !a.deferForward(now, &f) {
-		a.serve(&f)
+		a.serve(now, &f)
 	}
 	return OK
 }
@@ -70,7 +70,7 @@ func (a *Agent) deferForward(now int64, f *forward) bool {
 // serve does what a forward asks for: it revokes the guest's right first and only then sends the bytes,
 // which nobody can change any more. A right that is not there any more is none to revoke; that takes a
 // requester that lied to the home about being done, and whose page it was.
-func (a *Agent) serve(f *forward) {
+func (a *Agent) serve(now int64, f *forward) {
 	p := &a.pages[f.index]
 	if p.is(parked) {
 		a.yield(f)
@@ -93,7 +93,7 @@ func (a *Agent) serve(f *forward) {
 		a.emit(OpProtect, f.page)
 		p.mode = wire.Shared
 		a.cache.setGood(f.index, false) // as soon as the home has the write-back, but this node will not hear of it
-		a.sendGrant(OpSendPage, f.page, f.transaction, wire.Shared, f.tenure, 0)
+		a.sendGrant(now, OpSendPage, f.page, f.index, f.transaction, wire.Shared, f.tenure, 0)
 		if home := a.homeOf(f.page); !atHome && f.requester != home {
 			a.send(OpSendPage, home, wire.WriteBack, f.page, f.transaction)
 		}
@@ -101,7 +101,7 @@ func (a *Agent) serve(f *forward) {
 	}
 	a.emit(OpUnmap, f.page)
 	p.revoke()
-	a.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)
+	a.sendGrant(now, OpSendPage, f.page, f.index, f.transaction, wire.Modified, f.tenure, 0)
 	if p.is(robbed) {
 		a.companions.robbed(f.index)
 	}

@@ -19,6 +19,7 @@ const (
 	busy                        // the first request of the ring is in progress
 	writeBack                   // the home frame is not good before owner's write-back is here
 	migratory                   // who reads the page goes on to write it: see begin
+	covered                     // the home gave up writing it for a reader that had not asked for it: see cover
 )
 
 // One in so many reads of a migratory page is served as a mere read, to see whether the page still is one.
@@ -149,6 +150,9 @@ func (a *Agent) advance(now int64, i uint32, e *entry) {
 // comes after that grant on the same queue pair, and there is nothing to wait for.
 func (a *Agent) begin(now int64, i uint32, e *entry, r *record) {
 	page := a.pageAt(i)
+	if r.requester != a.self {
+		e.bits &^= covered
+	}
 	switch {
 	case r.kind == wire.GetS && e.is(migratory) && !e.is(shared):
 		if a.trial = (a.trial + 1) % migratoryTrial; a.trial == 0 {
@@ -185,7 +189,7 @@ func (a *Agent) beginOwned(now int64, page wire.PFN, i uint32, e *entry, r *reco
 			r.phase = held
 			return
 		}
-		a.serve(&f)
+		a.serve(now, &f)
 		return
 	}
 	m := a.send(OpSend, e.owner, f.kind, page, r.transaction)
@@ -251,7 +255,7 @@ func (a *Agent) grantFromHome(now int64, page wire.PFN, r *record, mode wire.Mod
 	if bare {
 		op = OpSend
 	}
-	a.sendGrant(op, page, r.transaction, mode, tenure, need)
+	a.sendGrant(now, op, page, r.index, r.transaction, mode, tenure, need)
 }
 
 // stepDone takes in a requester's word that it has the page.
@@ -372,9 +376,15 @@ func (a *Agent) move(now int64, i uint32, e *entry) int64 {
 }
 
 // sendGrant sends a grant to another node. Args[0] is the tenure in nanoseconds; Args[1] and Acks are the set
-// and the number of the nodes whose acknowledgement the requester awaits.
-func (a *Agent) sendGrant(op Op, page wire.PFN, t transaction, mode wire.Mode, tenure int64, need uint64) {
+// and the number of the nodes whose acknowledgement the requester awaits; Args[2] are the pages that the home's grant
+// to a reader covers besides, as bits of the group.
+func (a *Agent) sendGrant(now int64, op Op, page wire.PFN, i uint32, t transaction, mode wire.Mode, tenure int64, need uint64) {
+	pages := uint64(0)
+	if mode == wire.Shared && a.isHome(page) {
+		pages = a.cover(now, i, t.requester)
+	}
 	m := a.send(op, t.requester, wire.Grant, page, t)
+	m.Args[2] = pages
 	m.Mode = mode
 	m.Acks = ones(need)
 	m.Args[0] = uint64(tenure)

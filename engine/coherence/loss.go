@@ -81,13 +81,11 @@ func (a *Agent) fateOfCopy(p *local) Fate {
 		return Kept
 	case p.slot == 0:
 		return 0
-	case a.parking(p):
-		if p.is(parked) {
-			return Kept
-		}
-		return 0 // somebody else has it from the home frame
 	}
-	if r := &a.requests[p.slot-1]; r.granted && r.carried != 0 {
+	switch r := &a.requests[p.slot-1]; {
+	case r.kind == wire.Parked && r.void:
+		return 0 // somebody else has it from the home frame
+	case r.kind == wire.Parked, r.granted && r.carried != 0:
 		return Kept
 	}
 	return Uncertain

@@ -13,6 +13,7 @@ type request struct {
 	kind      wire.Kind
 	want      wire.Mode
 	granted   bool
+	void      bool       // of a fetch, or of parking: the right went meanwhile, and the bytes may be old
 	tellHome  bool       // the home waits for a Done
 	carried   wire.Flags // how the page's bytes came: FlagData, FlagZero or, with an upgrade, not at all
 }
@@ -149,9 +150,12 @@ func (a *Agent) stepGrant(now int64, i uint32, m *wire.Message) Status {
 		return BadState // would overwrite a copy that is in use
 	case m.Flags == 0 && (r.kind != wire.Upgrade || home != m.From || a.pages[i].mode != wire.Shared):
 		return BadState // nothing to upgrade
+	case m.Args[2] != 0 && (home != m.From || m.Mode != wire.Shared || !a.canCover(i, m.Args[2], home)):
+		return BadField
 	}
 	r.want = m.Mode // a reader may get more than it asked for
 	a.granted(now, r, m.Flags, int64(min(m.Args[0], uint64(a.policy.max))), need, home != m.From || need != 0)
+	a.takeCovered(i, m.Args[2])
 	return OK
 }
 
@@ -197,6 +201,8 @@ func (a *Agent) complete(now int64, r *request) {
 	p := &a.pages[r.index]
 	slot := uint32(p.slot - 1)
 	bare := r.kind == wire.Upgrade && p.mode == wire.Shared
+	// The copy that was to be upgraded is gone, and a grant for another page has covered this one since.
+	bytesAtHome := bare && p.is(parked)
 	p.slot = 0
 	p.mode = r.want
 	p.marks &^= parked
@@ -210,7 +216,11 @@ func (a *Agent) complete(now int64, r *request) {
 	if r.carried&wire.FlagZero != 0 {
 		a.stats.ZeroGrants++
 	}
-	if bare {
+	if bytesAtHome {
+		p.marks |= parked
+		p.setLevel(0)
+		a.cache.frames--
+	} else if bare {
 		a.stats.UpgradesBare++
 		a.emit(OpUnprotect, r.page).Mode = r.want
 		a.cache.won(r.index, !a.isHome(r.page))
@@ -230,6 +240,9 @@ func (a *Agent) complete(now int64, r *request) {
 	page, i, tell := r.page, r.index, r.tellHome
 	*r = request{}
 	a.free.push(slot)
+	if bytesAtHome {
+		a.fetch(i, page)
+	}
 	switch {
 	case !tell:
 	case a.isHome(page):

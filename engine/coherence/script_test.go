@@ -19,7 +19,7 @@ var rewrite = flag.Bool("rewrite", false, "write the outputs of the scripts in t
 // TestScripts plays testdata/*.txt. A line "> command" is followed by what it has to print; other lines that
 // begin with # are comments. Look at the difference after -rewrite.
 //
-//	> cluster nodes=3 pages=4 [slots=2] [tenure=base,max,window] [cache=1] [readaswrite]   node n is home of pages n*4...
+//	> cluster nodes=3 pages=4 [slots=2] [tenure=base,max,window] [cache=1] [cover=2] [readaswrite]   node n is home of pages n*4...
 //	> fault NODE PAGE read|write
 //	> evict NODE PAGE
 //	> deliver FROM->TO          the oldest message of that link
@@ -27,7 +27,7 @@ var rewrite = flag.Bool("rewrite", false, "write the outputs of the scripts in t
 //	> all                       deliver everything, links in order, operations are over, no time passes
 //	> time DURATION             let that time pass; deadlines are met
 //	> zero PAGE / nonzero PAGE  the page is, or is not, full of zeros from now on
-//	> inject FROM->TO KIND page=.. txn=.. slot=.. requester=.. mode=.. flags=.. acks=.. arg0=.. arg1=.. epoch=..
+//	> inject FROM->TO KIND page=.. txn=.. slot=.. requester=.. mode=.. flags=.. acks=.. arg0=.. arg1=.. arg2=.. epoch=..
 //	> show PAGE                 directory and rights
 //	> waits NODE                what it has waited for longest, and for whom
 //	> lose NODE...              what those that are left say of their pages: nothing changes
@@ -101,6 +101,8 @@ func clusterOf(t *testing.T, args []string) *cluster {
 			change = append(change, func(c *Config) { c.Slots = number(t, v) })
 		case "cache":
 			change = append(change, func(c *Config) { c.Cache = number(t, v) })
+		case "cover":
+			change = append(change, func(c *Config) { c.CoverFrom = number(t, v) })
 		case "readaswrite":
 			change = append(change, func(c *Config) { c.ReadAsWrite = true })
 		case "tenure":
@@ -254,6 +256,8 @@ func messageOf(t *testing.T, from int, f []string) wire.Message {
 			m.Args[0] = uint64(n)
 		case "arg1":
 			m.Args[1] = uint64(n)
+		case "arg2":
+			m.Args[2] = uint64(n)
 		case "epoch":
 			m.Epoch = wire.Epoch(n)
 		default:
@@ -268,7 +272,7 @@ func (c *cluster) show(p wire.PFN) {
 	info, _ := c.agents[home].Inspect(p)
 	fmt.Fprintf(&c.log, "  home %d: ", home)
 	if info.Shared {
-		fmt.Fprintf(&c.log, "shared by {%s}", nodesOf(info.Sharers))
+		fmt.Fprintf(&c.log, "shared by {%s}", bitsOf(info.Sharers))
 	} else {
 		fmt.Fprintf(&c.log, "owned by %d", info.Owner)
 	}

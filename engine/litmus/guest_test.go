@@ -118,7 +118,7 @@ func (c *cluster) run(t *testing.T, seed uint64, found *findings) {
 		cfg.Tenure = coherence.Tenure{Base: 200 * time.Microsecond, Max: 2 * time.Millisecond, Window: 5 * time.Millisecond}
 	}
 	if c.production {
-		cfg.Migratory, cfg.Prefetch = true, 16
+		cfg.Migratory, cfg.Prefetch, cfg.CoverFrom = true, 16, 1
 	}
 	if c.evict {
 		cfg.Cache = 3

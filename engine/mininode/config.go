@@ -33,6 +33,7 @@ type Config struct {
 	WalksWrite  bool
 	Migratory   bool
 	Prefetch    int
+	CoverFrom   int
 	Cache       int
 
 	// Plain leaves out everything that moves pages: RAM is ordinary memory, without userfaultfd, shards and peers.

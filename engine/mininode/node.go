@@ -116,7 +116,7 @@ func (n *Node) buildShards() error {
 		agent, err := coherence.New(coherence.Config{
 			Self: c.Self, Homes: homes, Shard: s, Shards: c.Shards, StripeShift: c.StripeShift, Epoch: c.Epoch, Slots: c.Slots,
 			Tenure: c.Tenure, ReadAsWrite: c.ReadAsWrite || !support.ContinueWP, WalksWrite: c.WalksWrite,
-			Migratory: c.Migratory, Prefetch: c.Prefetch, Cache: c.Cache / c.Shards,
+			Migratory: c.Migratory, Prefetch: c.Prefetch, CoverFrom: c.CoverFrom, Cache: c.Cache / c.Shards,
 		})
 		if err != nil {
 			return err

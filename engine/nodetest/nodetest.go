@@ -29,6 +29,7 @@ type Config struct {
 	ReadAsWrite bool
 	Migratory   bool
 	Prefetch    int
+	CoverFrom   int
 	Cache       int
 
 	Code [][][]byte // the programs: of each node's vCPUs. A node without only serves the others
@@ -40,8 +41,9 @@ func (c *Config) Addr(node, page int) uint64 { return uint64(node*c.Pages+page) 
 func (c *Config) node(t testing.TB, self int) mininode.Config {
 	return mininode.Config{
 		Nodes: len(c.Code), Pages: c.Pages, Slots: c.Slots, Epoch: epoch, Self: wire.NodeID(self),
-		Tenure: c.Tenure, ReadAsWrite: c.ReadAsWrite, Migratory: c.Migratory, Prefetch: c.Prefetch, Cache: c.Cache,
-		Poll: fastpath.Event, Guest: mininode.Guest{Image: c.Image, Code: c.Code[self]},
+		Tenure: c.Tenure, ReadAsWrite: c.ReadAsWrite, Migratory: c.Migratory, Prefetch: c.Prefetch, CoverFrom: c.CoverFrom,
+		Cache: c.Cache,
+		Poll:  fastpath.Event, Guest: mininode.Guest{Image: c.Image, Code: c.Code[self]},
 		OnError: func(err error) { t.Error(err) },
 	}
 }

@@ -37,8 +37,8 @@ var mutants = []mutant{
 	},
 	{
 		"page sent before it is unmapped", "holder.go",
-		"\ta.emit(OpUnmap, f.page)\n\tp.revoke()\n\ta.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)\n",
-		"\ta.sendGrant(OpSendPage, f.page, f.transaction, wire.Modified, f.tenure, 0)\n\ta.emit(OpUnmap, f.page)\n\tp.revoke()\n",
+		"\ta.emit(OpUnmap, f.page)\n\tp.revoke()\n\ta.sendGrant(now, OpSendPage, f.page, f.index, f.transaction, wire.Modified, f.tenure, 0)\n",
+		"\ta.sendGrant(now, OpSendPage, f.page, f.index, f.transaction, wire.Modified, f.tenure, 0)\n\ta.emit(OpUnmap, f.page)\n\tp.revoke()\n",
 	},
 	{
 		"owner goes on writing after a read forward", "holder.go",
@@ -53,8 +53,24 @@ var mutants = []mutant{
 		"if p.mode != wire.Shared {", "if p.mode != wire.Shared || p.slot != 0 {",
 	},
 	{
+		"home goes on writing what a grant covers", "cover.go",
+		"a.emit(OpProtect, a.pageAt(j))", "",
+	},
+	{
+		"grant covers a page that is being taken away", "cover.go",
+		"e.is(busy|writeBack|migratory)", "e.is(writeBack|migratory)",
+	},
+	{
+		"home does not note who may read what a grant covers", "cover.go",
+		"e.sharers |= bit(reader)\n", "",
+	},
+	{
+		"what a grant covers besides is overlooked", "requester.go",
+		"a.takeCovered(i, m.Args[2])", "",
+	},
+	{
 		"deferred invalidation is forgotten", "agent.go",
-		"a.serve(&d.forward)", "if d.kind != wire.Inv {\na.serve(&d.forward)\n}",
+		"a.serve(now, &d.forward)", "if d.kind != wire.Inv {\na.serve(now, &d.forward)\n}",
 	},
 	{
 		"home does not notice that its own deferred page is gone", "agent.go",
@@ -114,19 +130,15 @@ var mutants = []mutant{
 	},
 	{
 		"page that was being fetched is used although the right has gone", "evict.go",
-		"case p.is(parked):\n\t\tp.marks &^= parked\n", "case true:\n\t\tp.mode = max(p.mode, wire.Shared)\n\t\tp.marks &^= parked\n",
+		"case !r.void:\n\t\tp.marks &^= parked\n", "case true:\n\t\tp.mode = max(p.mode, wire.Shared)\n\t\tp.marks &^= parked\n",
 	},
 	{
 		"reader fetches a page whose home frame may not be good yet", "requester.go",
 		"(p.mode == wire.Modified || a.cache.isGood(i))", "true",
 	},
 	{
-		"a parked page is upgraded", "requester.go",
-		"need == wire.Modified && p.mapped() == wire.Shared:", "need == wire.Modified && p.mode == wire.Shared:",
-	},
-	{
 		"owner keeps the right to a page that it returned", "evict.go",
-		"\tp.marks &^= parked\n\tp.mode = wire.None\n\tif f.kind", "\tp.marks &^= parked\n\tif f.kind == wire.Inv {\n\t\tp.mode = wire.None\n\t} else {\n\t\tp.marks |= parked\n\t}\n\tif f.kind",
+		"\tp.marks &^= parked\n\tp.mode = wire.None\n", "\tp.marks &^= parked\n\tif f.kind == wire.Inv {\n\t\tp.mode = wire.None\n\t} else {\n\t\tp.marks |= parked\n\t}\n",
 	},
 	{
 		"fault on a page that is being parked is forgotten", "evict.go",
@@ -205,7 +217,7 @@ var mutantsOf = []struct {
 	}},
 	{"TestFailures", mutant{
 		"losses: what is asked for counts as kept", "loss.go",
-		"r.granted && r.carried != 0 {", "r.txn != 0 {",
+		"case r.kind == wire.Parked, r.granted && r.carried != 0:", "case true:",
 	}},
 	{"TestFailures", mutant{
 		"losses: what a lost node owned counts as safe", "loss.go",

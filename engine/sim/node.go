@@ -42,6 +42,7 @@ func (c *cluster) addNode(id int) error {
 		Self: wire.NodeID(id), Homes: cfg.Homes, Shard: cfg.Shard, Shards: cfg.Shards, StripeShift: cfg.StripeShift,
 		Epoch: 7, Slots: cfg.Slots, Tenure: cfg.Tenure, ReadAsWrite: cfg.ReadAsWrite,
 		WalksWrite: cfg.WalksWrite, Migratory: cfg.Migratory, Prefetch: cfg.Prefetch, Cache: cfg.Cache,
+		CoverFrom: cfg.CoverFrom,
 	})
 	if err != nil {
 		return err

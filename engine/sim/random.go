@@ -42,6 +42,7 @@ func Random(seed uint64) Config {
 	}
 	cfg.WalksWrite, cfg.Migratory = rng.IntN(2) == 0, rng.IntN(3) > 0
 	cfg.Prefetch = min(cfg.Slots, []int{0, 2, 16}[rng.IntN(3)])
+	cfg.CoverFrom = []int{0, 1, coherence.DefaultCoverFrom}[rng.IntN(3)]
 	cfg.Evict = []float64{0, 0, 0.05, 0.3}[rng.IntN(4)]
 	cfg.Cache = []int{0, 0, 1 + rng.IntN(4), 1 + rng.IntN(16)}[rng.IntN(4)]
 	cfg.History = cfg.Nodes*cfg.VCPUs <= 12 && rng.IntN(3) == 0

@@ -50,6 +50,7 @@ type Config struct {
 	WalksWrite    bool
 	Migratory     bool
 	Prefetch      int
+	CoverFrom     int
 	Cache         int // pages homed elsewhere that each node may hold; 0: no bound
 
 	VCPUs    int // of each node

@@ -65,7 +65,7 @@ const (
 	FwdGetS                   // home to owner: send a read copy to the requester, and the bytes home
 	FwdGetM                   // home to owner: hand the page over to the requester
 	Inv                       // home to sharer: drop the copy, acknowledge to the requester
-	Grant                     // holder or home to requester: the page is yours in Mode
+	Grant                     // holder or home to requester: the page is yours in Mode, and others to be fetched
 	InvAck                    // sharer to requester: copy dropped
 	WriteBack                 // owner to home: the home frame holds the page's bytes again
 	Done                      // requester to home: transaction over

@@ -30,6 +30,7 @@ var smallClusters = []Config{
 	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 0), Writes: all(2, 2), Tenure: tenure(1)},
 	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1), Evictions: all(2, 1)},
 	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: []int{0, 0, 1}, Writes: []int{0, 1, 0}, Evictions: []int{0, 1, 1}, Zeros: true},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 1, Reads: []int{0, 2}, Writes: all(2, 1), CoverFrom: 1},
 	{Nodes: 3, Homes: []int{0}, Slots: 1, Reads: all(3, 1), Writes: all(3, 1), Zeros: true},
 }
 
@@ -48,6 +49,8 @@ var mediumClusters = []Config{
 	{Nodes: 2, Homes: []int{0, 1}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1), Evictions: all(2, 1)},
 	{Nodes: 2, Homes: []int{0}, Slots: 1, Reads: all(2, 1), Writes: all(2, 2), Tenure: tenure(1), Evictions: all(2, 1)},
 	{Nodes: 2, Homes: []int{0, 0}, Slots: 1, Reads: all(2, 1), Writes: all(2, 1), Cache: 1},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: all(2, 2), Writes: all(2, 2), CoverFrom: 1},
+	{Nodes: 3, Homes: []int{0, 0}, Slots: 2, Reads: []int{0, 1, 2}, Writes: []int{1, 0, 1}, CoverFrom: 2},
 }
 
 // largeClusters are all that there is time for.
@@ -84,6 +87,11 @@ var largeClusters = []Config{
 	{Nodes: 3, Homes: []int{0, 0}, Slots: 1, Reads: []int{0, 1, 1}, Writes: []int{1, 1, 1}, Cache: 1},
 	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: all(2, 0), Writes: all(2, 2), Cache: 1, Tenure: tenure(1)},
 	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 2), Writes: all(2, 2), Prefetch: 2, Cache: 2, Prompt: true},
+	{Nodes: 3, Homes: []int{0, 0}, Slots: 2, Reads: []int{0, 1, 2}, Writes: []int{1, 1, 1}, CoverFrom: 1},
+	{Nodes: 3, Homes: []int{0, 0}, Slots: 2, Reads: []int{1, 0, 2}, Writes: []int{0, 1, 2}, CoverFrom: 1},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: all(2, 2), Writes: all(2, 2), Evictions: []int{0, 2}, CoverFrom: 1},
+	{Nodes: 2, Homes: []int{0, 0}, Slots: 2, Reads: []int{0, 2}, Writes: []int{2, 1}, Tenure: tenure(1), CoverFrom: 1},
+	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 2), Writes: all(2, 2), Prefetch: 2, Prompt: true, CoverFrom: 2},
 	{Nodes: 2, Homes: []int{0, 0, 0}, Slots: 4, Reads: all(2, 0), Writes: all(2, 3), Tenure: tenure(1), WalksWrite: true, Cache: 2, Prompt: true},
 }
 
@@ -186,7 +194,7 @@ func TestLarge(t *testing.T) {
 		"bare upgrades": sum.UpgradesBare, "carried upgrades": sum.UpgradesCarried, "zero pages": sum.ZeroGrants,
 		"queued requests": sum.Queued, "migrations": sum.Migrations, "companions": sum.Companions, "prefetches": sum.Prefetches,
 		"waits for frames": sum.FrameWaits, "clean evictions": sum.EvictionsClean, "dirty evictions": sum.EvictionsDirty,
-		"fetches": sum.Fetches, "forwards to who had parked the page": sum.Returns,
+		"fetches": sum.Fetches, "pages covered": sum.Covered, "forwards to who had parked the page": sum.Returns,
 	} {
 		if n == 0 {
 			t.Errorf("no cluster had any %s", what)

@@ -26,6 +26,7 @@ type Config struct {
 	WalksWrite  bool
 	Migratory   bool
 	Prefetch    int
+	CoverFrom   int
 
 	// Evictions are how often each node parks a page, any that it can at any moment; none if nil. Cache bounds the
 	// pages homed elsewhere that a node holds, if it is not 0, and the agents choose what to park.
@@ -68,7 +69,7 @@ func (c *Config) String() string {
 	}{
 		{c.Zeros, "zeros"}, {c.Tenure.Base > 0, fmt.Sprintf("tenure %d", c.Tenure.Max/step)}, {c.Idle, "idle"},
 		{c.ReadAsWrite, "read as write"}, {c.WalksWrite, "walks write"}, {c.Migratory, "migratory"},
-		{c.Prefetch > 0, "prefetch"}, {c.Evictions != nil, fmt.Sprintf("evictions %v", c.Evictions)},
+		{c.Prefetch > 0, "prefetch"}, {c.CoverFrom > 0, fmt.Sprintf("cover from %d", c.CoverFrom)}, {c.Evictions != nil, fmt.Sprintf("evictions %v", c.Evictions)},
 		{c.Cache > 0, fmt.Sprintf("cache %d", c.Cache)}, {c.Prompt, "prompt"},
 	} {
 		if option.on {
@@ -104,6 +105,7 @@ func (c *Config) agents() ([]*coherence.Agent, error) {
 		a, err := coherence.New(coherence.Config{
 			Self: wire.NodeID(n), Homes: homes, Shards: 1, Epoch: 1, Slots: c.Slots, Tenure: c.Tenure,
 			ReadAsWrite: c.ReadAsWrite, WalksWrite: c.WalksWrite, Migratory: c.Migratory, Prefetch: c.Prefetch, Cache: c.Cache,
+			CoverFrom: c.CoverFrom,
 		})
 		if err != nil {
 			return nil, err

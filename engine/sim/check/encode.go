@@ -95,7 +95,8 @@ func appendPacket(b []byte, k *packet, n *coherence.Naming) []byte {
 	b = append(b, byte(m.Kind)|byte(m.Flags)<<4, byte(k.bytes)|byte(m.Mode)<<2|m.Acks<<4, byte(n.Node(m.Requester)),
 		byte(n.Slot(m.Requester, m.Slot)), byte(n.Txn(m.Requester, m.Txn)), byte(n.Page(m.Page)))
 	b = binary.AppendUvarint(b, m.Args[0])
-	return binary.AppendUvarint(b, n.Nodes(m.Args[1]))
+	b = binary.AppendUvarint(b, n.Nodes(m.Args[1]))
+	return binary.AppendUvarint(b, n.PageSet(m.Args[2]))
 }
 
 // unfold puts the world into the state that b encodes.
@@ -161,7 +162,7 @@ func readPacket(b []byte) (k packet, rest []byte) {
 		Requester: wire.NodeID(b[2]), Slot: uint32(b[3]), Txn: uint32(b[4]), Page: wire.PFN(b[5]), Epoch: 1,
 	}
 	b = b[6:]
-	for i := range 2 {
+	for i := range 3 {
 		x, n := binary.Uvarint(b)
 		k.msg.Args[i] = x
 		b = b[n:]

@@ -84,6 +84,7 @@ func (w *world) checkLinks(p wire.PFN) (some bool) {
 			for i := range l {
 				m := &l[i].msg
 				if m.Page != p {
+					some = some || m.Args[2]>>p&1 == 1
 					continue
 				}
 				some = true

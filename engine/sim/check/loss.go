@@ -77,11 +77,11 @@ func (w *world) has(n wire.NodeID, p wire.PFN) bool {
 	if x.guest != wire.None {
 		return x.frame == current
 	}
-	if w.parking(n, p) {
-		info, _ := w.agents[n].Inspect(p)
-		return info.Right != wire.None && x.frame == current
-	}
-	if r, _ := w.agents[n].Roles(p); r.Requester != "granted" {
+	switch r, _ := w.agents[n].Roles(p); r.Requester {
+	case "parking", "parking, wanted":
+		return x.frame == current
+	case "granted":
+	default:
 		return false
 	}
 	if w.zero[p] || x.frame == current {

@@ -9,8 +9,8 @@ import (
 	"ironspan/engine/wire"
 )
 
-// Inputs that are no messages. The last two are another page's input, upon which a page that is queued gets its
-// turn, or one is asked for along.
+// Inputs that are no messages. The last three are another page's input, upon which a page that is queued gets its
+// turn, one is asked for along, or a grant covers one.
 const (
 	readFault   = "read fault"
 	writeFault  = "write fault"
@@ -19,6 +19,7 @@ const (
 	endOfTenure = "end of tenure"
 	slotFree    = "slot free"
 	faultBeside = "fault beside"
+	grantBeside = "grant beside"
 )
 
 // inputOf names a message as an input.
@@ -222,6 +223,9 @@ func describe(m *wire.Message) string {
 	}
 	if m.Args[1] != 0 {
 		fmt.Fprintf(&b, ", after the acknowledgements of nodes %b", m.Args[1])
+	}
+	if m.Args[2] != 0 {
+		fmt.Fprintf(&b, ", covering pages %b", m.Args[2])
 	}
 	return b.String()
 }

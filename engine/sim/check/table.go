@@ -95,6 +95,9 @@ func (t *Table) record(w *world, n wire.NodeID, page int, input string) {
 		if is.Home == "" {
 			continue
 		}
+		if in == faultBeside && is.Home != was.Home {
+			in = grantBeside
+		}
 		if is.queue > was.queue && is.Home == was.Home && len(did[home]) == 0 {
 			did[home] = []string{"queue"}
 		} else if was.othersWait() {
@@ -110,7 +113,7 @@ func meets(r role, input string) bool {
 	switch input {
 	case "Parked", eviction:
 		return r != home
-	case "GetS", "GetM", "Upgrade", "Done", "WriteBack":
+	case "GetS", "GetM", "Upgrade", "Done", "WriteBack", grantBeside:
 		return r == home
 	case "FwdGetS", "FwdGetM", "Inv":
 		return r == holder

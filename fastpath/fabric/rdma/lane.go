@@ -17,6 +17,10 @@ const (
 	// packetMessages is how many messages a SEND carries at most: what rxe takes inline, 512 bytes, and less than what
 	// ConnectX does.
 	packetMessages = 8
+	// runPages is how many neighbouring pages of a peer's memory one request is about at most, when they are posted one
+	// after the other: 64 KiB, which a device moves at its full bandwidth. To rxe it is as many packets, but one
+	// acknowledgement.
+	runPages = 16
 	// recvSize is the size of a receive buffer.
 	recvSize = packetMessages * wire.Size
 
@@ -100,6 +104,7 @@ type link struct {
 	posted    uint32 // requests added to the batch or posted
 	finished  uint32 // of these, those that are known to be over
 	signalled uint32 // posted, at the last request that asked for a completion
+	run       run    // the last request
 	marks     []mark // of the requests that ask for one; see mark
 
 	// Bounce pages, and words, are taken, sent and done with in the same order. These numbers never wrap.
@@ -146,6 +151,13 @@ func (r *remoteRegion) at(off uint64) (verbs.Remote, bool) {
 		return verbs.Remote{}, false
 	}
 	return verbs.Remote{Addr: r.addr + (off - r.first), RKey: r.rkey}, true
+}
+
+// run is a request that takes more pages of the peer's, as long as it has not left the batch.
+type run struct {
+	verb  fabric.Verb
+	pages int          // 0: it takes none
+	next  verbs.Remote // the only page that it takes
 }
 
 // access is a one-sided operation on a page of the peer.

@@ -88,8 +88,13 @@ func (l *Lane) Offer(peer wire.NodeID) ([]byte, error) {
 }
 
 func (l *Lane) makeQP(k *link) error {
+	limits, err := l.adapter.dev.Limits()
+	if err != nil {
+		return err
+	}
 	cfg := verbs.QPConfig{
 		SendCQ: l.cq, RecvCQ: l.cq, SendWR: l.opt.SendWR, RecvWR: l.opt.Depth + creditRecvs, MaxInline: recvSize,
+		SendSGE: min(runPages, limits.MaxSGE),
 	}
 	qp, err := l.adapter.pd.CreateQP(cfg)
 	for err != nil && cfg.MaxInline > wire.Size { // devices do not say what they take inline

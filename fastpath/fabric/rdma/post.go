@@ -142,6 +142,9 @@ func (l *Lane) access(k *link, a access, over *wire.Message) {
 		return
 	}
 	a.word = over != nil
+	if k.heldLen == 0 && l.extend(k, &a) {
+		return
+	}
 	if k.heldLen == 0 && k.room(l) {
 		l.emitAccess(k, &a)
 		return
@@ -205,6 +208,7 @@ func (l *Lane) pump(k *link) {
 // otherwise often enough that a full queue, or a dearth of bounce pages, always has a completion to come.
 func (l *Lane) next(k *link, word bool) (id uint64, f verbs.SendFlags) {
 	k.posted++
+	k.run.pages = 0
 	if word || k.posted-k.signalled >= uint32(l.opt.SendWR/4) ||
 		k.pagesSent-k.mark(k.signalled).pages >= uint64(max(l.opt.Bounce/2, 1)) {
 		f = verbs.Signaled
@@ -256,6 +260,27 @@ func (l *Lane) emitAccess(k *link, a *access) {
 	}
 	l.stats.Posted[a.verb].Add(wire.PageSize)
 	l.touch(k)
+	if !a.bounce && a.word == (a.verb == fabric.Read) {
+		k.run = run{verb: a.verb, pages: 1, next: a.remote}
+		k.run.next.Addr += wire.PageSize
+	}
+}
+
+// extend has the last request take a page more, if it can: of reads all are told the end of, of writes none.
+func (l *Lane) extend(k *link, a *access) bool {
+	r := &k.run
+	if r.pages == 0 || r.pages == runPages || a.verb != r.verb || a.remote != r.next || a.bounce ||
+		a.word != (a.verb == fabric.Read) || !k.batch.AddSGE(a.local) {
+		return false
+	}
+	r.pages++
+	r.next.Addr += wire.PageSize
+	if a.word { // then the request asked for its completion
+		k.wordsSent++
+		k.mark(k.posted).words = k.wordsSent
+	}
+	l.stats.Posted[a.verb].Bytes.Add(wire.PageSize)
+	return true
 }
 
 // emitCredits returns credits by a SEND of their own when so many are due that the peer may be short of
@@ -294,6 +319,7 @@ func (l *Lane) Flush() {
 			continue
 		}
 		l.stats.Doorbells.Add(1)
+		k.run.pages = 0
 		if _, err := k.batch.Post(); err != nil {
 			l.lose(k, "send", err)
 		}

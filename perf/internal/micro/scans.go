@@ -13,8 +13,8 @@ import (
 // prefetch is how many pages a node asks for ahead of faults at most, as in production.
 const prefetch = 64
 
-// scans go over pages that are clean at their home, in sequence and in strides, with and without prefetch; and at random
-// over four times as many as the node may cache.
+// scans go over pages that are clean at their home, in sequence and in strides, as in production and with nothing but
+// faults; and at random over four times as many as the node may cache.
 func scans(c Scale) []*Bench {
 	var all []*Bench
 	for _, ahead := range []int{0, prefetch} {
@@ -45,10 +45,14 @@ func scan(c Scale, name string, stride, ahead int) *Bench {
 					}
 				}
 			}
-			return &Trial{
+			t := &Trial{
 				Data: c.Scan, Batches: batches, Config: mininode.Config{Nodes: 3, Prefetch: ahead},
 				VCPUs: inTurn(3, phase{1, over(write, false)}, phase{2, over(read, false)}, phase{0, over(read, true)}),
 			}
+			if ahead > 0 {
+				covering(t)
+			}
+			return t
 		},
 		Record: func(r *Round, o *Outcome) error {
 			seconds := mean(warm(o.Samples[0], batches)) / 1e9
@@ -57,7 +61,9 @@ func scan(c Scale, name string, stride, ahead int) *Bench {
 			r.Value(name+"/faults-per-page", result.Count, labels, float64(n.faults())/float64(pages*batches))
 			if ahead > 0 {
 				// Each page is touched once, so what came beyond that was asked for in vain.
-				came := n.agent(func(s *fastpath.Snapshot) uint64 { return s.Agent.GrantsShared + s.Agent.GrantsModified })
+				came := n.agent(func(s *fastpath.Snapshot) uint64 {
+					return s.Agent.GrantsShared + s.Agent.GrantsModified + s.Agent.Fetches
+				})
 				wasted := float64(came) - float64(pages*batches)
 				r.Value(name+"/wasted", result.Count, labels, max(wasted, 0)/float64(max(came, 1)))
 			}
@@ -87,6 +93,7 @@ func random(c Scale, a access) *Bench {
 						w.walk(a, c.Random, true)
 					}}),
 			}
+			covering(t)
 			t.Prepare = func(s *share) (func(), error) {
 				rng := rand.New(rand.NewPCG(seed, uint64(a)))
 				addrs := make([]uint64, c.Random)

@@ -15,28 +15,36 @@ import (
 type Options struct {
 	Scale  Scale
 	Rounds int
-	Only   string // a pattern as of path.Match, of names or of what they begin with; "" for all
-	Seed   uint64 // of the order
+	Only   []string // patterns as of path.Match, of names or of what they begin with; none: all
+	Seed   uint64   // of the order
 	Say    func(format string, args ...any)
 }
 
-// Pick are the benchmarks that a pattern selects.
-func Pick(all []*Bench, pattern string) ([]*Bench, error) {
-	if pattern == "" {
+// Pick are the benchmarks that one of the patterns selects, each of which has to select one; without patterns all.
+func Pick(all []*Bench, patterns []string) ([]*Bench, error) {
+	if len(patterns) == 0 {
 		return all, nil
 	}
-	var picked []*Bench
-	for _, b := range all {
-		found, err := matches(b.Name, pattern)
-		if err != nil {
-			return nil, fmt.Errorf("micro: pattern %q: %w", pattern, err)
+	wanted := make([]bool, len(all))
+	for _, pattern := range patterns {
+		some := false
+		for i, b := range all {
+			found, err := matches(b.Name, pattern)
+			if err != nil {
+				return nil, fmt.Errorf("micro: pattern %q: %w", pattern, err)
+			}
+			wanted[i] = wanted[i] || found
+			some = some || found
 		}
-		if found {
-			picked = append(picked, b)
+		if !some {
+			return nil, fmt.Errorf("micro: no benchmark is called %q", pattern)
 		}
 	}
-	if len(picked) == 0 {
-		return nil, fmt.Errorf("micro: no benchmark is called %q", pattern)
+	var picked []*Bench
+	for i, b := range all {
+		if wanted[i] {
+			picked = append(picked, b)
+		}
 	}
 	return picked, nil
 }

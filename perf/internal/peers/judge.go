@@ -11,15 +11,20 @@ import (
 func Judge(run *result.Run) {
 	pageSizes := strconv.Itoa(pageSize)
 	fault := pick(run, "fault/read/clean-at-home", nil)
+	asked := pick(run, "fault/read/asked", nil)
 	read := pick(run, "raw/read", result.Labels{"size": pageSizes})
 	run.Judge(result.Ratio{
-		Name:        "remote read fault, clean at home, over raw transfer and userfault floor",
-		Numerator:   []string{fault},
+		Name:        "remote read fault, clean at home, asked of it, over raw transfer and userfault floor",
+		Numerator:   []string{asked},
 		Denominator: []string{pick(run, "raw/page-exchange", result.Labels{"size": pageSizes}), pick(run, "floor/userfault", nil)},
 		Bound:       1.25,
 	})
 	run.Judge(result.Ratio{
 		Name: "remote read fault, clean at home, over raw RDMA READ", Numerator: []string{fault}, Denominator: []string{read}, Bound: 1.6,
+	})
+	run.Judge(result.Ratio{
+		Name: "the same where each fault asks the home, over raw RDMA READ", Numerator: []string{asked}, Denominator: []string{read},
+		Bound: 1.6,
 	})
 	run.Judge(result.Ratio{
 		Name: "sequential scan with prefetch as part of raw RDMA bandwidth", Bound: 0.8, AtLeast: true,
