@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/bits"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -18,6 +17,7 @@ import (
 	"ironspan/engine/lane"
 	"ironspan/engine/spec"
 	"ironspan/engine/wire"
+	"ironspan/fastpath"
 	"ironspan/fastpath/fabric"
 	"ironspan/kvmhost"
 	"ironspan/kvmhost/apic"
@@ -108,7 +108,7 @@ func (n *node) prepare(ctx context.Context) (err error) {
 	if err := n.checkHost(); err != nil {
 		return err
 	}
-	raiseProcs(len(n.me().APICIDs) + n.plan.Shards + 1)
+	fastpath.PrepareRuntime(len(n.me().APICIDs) + n.plan.Shards + 1)
 	if n.memory, err = newMemory(ctx, n); err != nil {
 		return err
 	}
@@ -138,15 +138,6 @@ func (n *node) prepare(ctx context.Context) (err error) {
 	}
 	n.state(control.PhasePrepared, "")
 	return ctx.Err()
-}
-
-// raiseProcs makes sure that each of so many locked threads finds a Go processor free when it returns from a sleep or
-// from the guest. With as many processors as cores, the default, a thread that wakes may wait for the runtime's
-// monitor to take one from a thread that is in a system call, and that looks every 10 ms.
-func raiseProcs(threads int) {
-	if want := runtime.NumCPU() + threads + 1; runtime.GOMAXPROCS(0) < want {
-		runtime.GOMAXPROCS(want)
-	}
 }
 
 // maxSkew is how much the nodes' TSC frequencies may differ, in parts of a million: the guest is told one.

@@ -2,7 +2,6 @@ package mininode
 
 import (
 	"fmt"
-	"runtime"
 	"time"
 
 	"ironspan/engine/coherence"
@@ -155,13 +154,11 @@ func Probe() error {
 	return err
 }
 
-// RaiseProcs makes sure that each of the nodes' locked threads finds a Go processor free when it wakes, as a node of the
-// product does, and returns what undoes it.
-func RaiseProcs(cs ...Config) (restore func()) {
-	procs, threads := runtime.GOMAXPROCS(0), 0
+// PrepareRuntime is fastpath.PrepareRuntime for all threads of the nodes, as a node of the product does.
+func PrepareRuntime(cs ...Config) (restore func()) {
+	threads := 0
 	for i := range cs {
 		threads += cs[i].threads()
 	}
-	runtime.GOMAXPROCS(max(procs, runtime.NumCPU()+threads+1))
-	return func() { runtime.GOMAXPROCS(procs) }
+	return fastpath.PrepareRuntime(threads)
 }

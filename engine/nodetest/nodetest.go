@@ -78,7 +78,7 @@ func New(t testing.TB, c Config) []*Node {
 	for i := range c.Code {
 		cs = append(cs, c.node(t, i))
 	}
-	t.Cleanup(mininode.RaiseProcs(cs...))
+	t.Cleanup(mininode.PrepareRuntime(cs...))
 	cluster, err := mininode.NewCluster(cs)
 	if err != nil {
 		t.Fatal(err)

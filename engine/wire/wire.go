@@ -33,7 +33,7 @@ import (
 const (
 	// Version is the layout's version. Nodes of different versions never get past the rendezvous, so a
 	// mismatch here is corruption or a stranger.
-	Version = 2
+	Version = 3
 	// Size is the length of an encoded message in bytes.
 	Size = 64
 	// PageSize is the unit of coherence in bytes.

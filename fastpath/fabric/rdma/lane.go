@@ -18,9 +18,9 @@ const (
 	// ConnectX does.
 	packetMessages = 8
 	// runPages is how many neighbouring pages of a peer's memory one request is about at most, when they are posted one
-	// after the other: 64 KiB, which a device moves at its full bandwidth. To rxe it is as many packets, but one
-	// acknowledgement.
-	runPages = 16
+	// after the other. On rxe one acknowledgement is then enough for all. A fault may wait for the first of them, so they
+	// are no more than a device moves in a few microseconds.
+	runPages = 8
 	// recvSize is the size of a receive buffer.
 	recvSize = packetMessages * wire.Size
 
@@ -61,7 +61,9 @@ type Lane struct {
 	slots *verbs.MR
 	links []link // by node
 
-	armed bool
+	armed  bool // an event is to come of the next completion
+	seen   bool // completions were polled since, so it has come, or will
+	spared bool // the last Arm did nothing
 	dirty []wire.NodeID // links with something in their batch; each once
 	busy  []wire.NodeID // links that the next end of a Poll has to go on with; each once
 	due   uint64        // links with words to hand out, by bit

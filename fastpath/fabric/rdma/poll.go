@@ -32,6 +32,7 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 			if l.wcAt, l.wcEnd = 0, got; got == 0 {
 				break
 			}
+			l.seen = true
 		}
 		w := &l.wcs[l.wcAt]
 		l.wcAt++
@@ -54,6 +55,13 @@ func (l *Lane) Arm() bool {
 	if l.wcAt != l.wcEnd || l.in.left > 0 || l.due != 0 || len(l.busy) > 0 || len(l.lost) > 0 {
 		return true
 	}
+	if l.armed && !l.seen && !l.spared {
+		// Still so. But not twice in a row: an event that came late has to be taken some time, or FD stays readable.
+		l.spared = true
+		l.stats.Armed.Add(1)
+		return false
+	}
+	l.spared = false
 	if l.armed {
 		l.armed = false
 		if _, err := l.ch.Drain(); err != nil {
@@ -65,13 +73,14 @@ func (l *Lane) Arm() bool {
 		l.loseAll(err)
 		return true
 	}
-	l.armed = true
+	l.armed, l.seen = true, false
 	n, err := l.cq.Poll(l.wcs)
 	if err != nil {
 		l.loseAll(err)
 		return true
 	}
 	if l.wcAt, l.wcEnd = 0, n; n > 0 {
+		l.seen = true
 		return true
 	}
 	l.stats.Armed.Add(1)
@@ -212,6 +221,7 @@ func (l *Lane) reap(k *link) bool {
 			return false
 		}
 		l.wcEnd = from + n
+		l.seen = l.seen || n > 0
 	}
 	keep := 0
 	for i := range l.wcEnd {

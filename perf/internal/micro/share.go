@@ -59,7 +59,7 @@ func newShare(t *Trial, server, servers int, verbs *rdma.Options) (_ *share, err
 		cs = append(cs, c)
 		s.vcpus += len(c.Guest.Code)
 	}
-	s.restore = mininode.RaiseProcs(cs...)
+	s.restore = mininode.PrepareRuntime(cs...)
 	s.gate = newGate(s.vcpus)
 	for _, c := range cs {
 		n, err := mininode.New(c)
