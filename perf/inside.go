@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"ironspan/fastpath"
 	"ironspan/perf/internal/micro"
 	"ironspan/perf/internal/peers"
 	"ironspan/perf/internal/result"
@@ -19,6 +20,12 @@ type insideCmd struct {
 
 	MicroServe microServeCmd `cmd:"" help:"Have a part in another server's microbenchmarks."`
 	MicroLead  microLeadCmd  `cmd:"" help:"Run microbenchmarks on this server and others."`
+}
+
+// AfterApply has the raw device and the peers' programs measured with the runtime that nodes have.
+func (insideCmd) AfterApply() error {
+	fastpath.PrepareRuntime(1)
+	return nil
 }
 
 type microServeCmd struct {

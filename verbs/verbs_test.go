@@ -210,6 +210,9 @@ func TestBatchBounds(t *testing.T) {
 	if b.AddSGE(a.mr.SGE(0, 1)) {
 		t.Error("a third piece was taken")
 	}
+	if !b.AddSGE(a.mr.SGE(1, 7)) {
+		t.Error("what goes on with the last piece was not taken")
+	}
 	for b.Len() < b.Cap() {
 		a.add(b.Read(0, 0, a.mr.SGE(0, 8), verbs.Remote{}))
 	}

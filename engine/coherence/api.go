@@ -64,7 +64,7 @@ type Config struct {
 
 // DefaultCoverFrom takes a node for a reader of a group that came back to it. A page that the home gives up writing in
 // vain costs an invalidation when it is written again.
-const DefaultCoverFrom = 4
+const DefaultCoverFrom = 16
 
 // Tenure bounds the time for which a node that won a page may keep it before it answers a forward or an
 // invalidation. The home decides the bound page by page: a page that moved for the first time in a while has

@@ -49,6 +49,7 @@ wait in their order. R requester, H home, X owner, Y each sharer but R:
 	                               H=Grant(M, set of Y)=>R-Done->H
 	Upgrade         shared by R    as GetM, but the grant comes without the page          owned by R
 	Upgrade         otherwise      as GetM: R has lost its copy in the meantime           owned by R
+	GetS            any of these   where H grants, the grant covers other pages, too      sharers + R, each
 	any             X, parked      R-Get->H-Fwd->X-WriteBack(FlagHome)->H, then from the  as there
 	                               beginning: shared by nobody
 
@@ -84,6 +85,10 @@ request. For a clean read, the most common transaction, that is two messages ins
 	parked         fault                      take a slot; OpFetch, or GetS or GetM     fetching, or asked
 	fetching       Fetched                    OpInstall                                 S or M
 	fetching       Fetched, the right gone    OpWake                                    I
+	I, asked       covered by a Grant for     none                                      S parked
+	               another page
+	asked (covered since its Inv)  Grant      take a slot; OpFetch                      fetching, in M
+	               without the page
 
 A follower that writes behind a GetS is woken by the grant and faults again: one that found its mapping good
 enough would be woken for nothing, so nothing is remembered. The page's bytes stay in the slot while the
@@ -109,6 +114,8 @@ acknowledgements are missing, and are out of it once OpInstall is done, so only 
 	idle           request                    as in the table of transactions           idle, held or busy
 	held           end of its own tenure      give up the page, grant                   idle
 	held, busy     request                    append                                    same
+	shared, or     a Grant(S) of another      OpProtect if owned by H                   shared, + R
+	owned by H     page of the group to R
 	busy           Done                       change the directory; begin the next      idle, or write-back
 	busy           WriteBack                  OpZeroFrame if FlagZero                   busy
 	busy           WriteBack(FlagHome)        begin the same request again              idle, held or busy
@@ -127,7 +134,9 @@ An Upgrade can lose to another request that reached the home first. R gets an In
 its copy like any sharer (and at once: it would only delay the request that is before its own), and when its
 turn comes the home sees that R is no sharer any more and sends the page along. R itself decides by its own
 state what it can accept: a bare grant if it has S, a page if it has I. It cannot be otherwise, for the home's
-view of R changes only with transactions that are over for R, too.
+view of R changes only with grants that reach R before the one of the Upgrade. One of these may have been for another
+page, and have covered this one in the meantime: then R has S again, though not the copy that it wanted to upgrade, and
+what a bare grant gives it is a page in M that is parked.
 
 A Fwd or Inv cannot meet a node that has not yet installed what the home believes it has. Either the home has
 R's Done, or R's grant came from the home on the link on which the Fwd comes now. So a holder is always in the
@@ -140,7 +149,7 @@ has the WriteBack. X's own next Upgrade of the page comes behind its WriteBack, 
 A parked page is one that a node has the right to and no bytes of. What the home sends it finds it as what the directory
 says it is. It need not send bytes on: those of a page in M are in the home frame before the message that says so, on the
 same link. A page is fetched only while the right is here, so nobody else writes the home frame; if the right goes in the
-meantime, what arrives is dropped. It has to be known that the home frame is good: for a page in M this node wrote it; for
+meantime, what arrives is dropped, even if a grant covers the page again before it arrives: the operation is void. It has to be known that the home frame is good: for a page in M this node wrote it; for
 one in S the home itself has granted it. After a grant by an owner, or having been that owner, the write-back may be still
 to come, so the node asks. A sharer may therefore ask for what the directory says it has.
 
@@ -204,6 +213,16 @@ last one, so that a repetition is recognised also after the original is over.
 Nothing goes on without a node; the VM ends. Losses says afterwards what became of the pages, in this agent's part of the
 answer, and docs/protocol.md how that follows from the states. An agent has no patience of its own: its driver can see by
 Oldest that a request goes without an answer.
+
+# Groups
+
+A grant of S by the home covers other pages of the group of 64 that its page is in: R gets the right to read them, as if
+it had parked them, and fetches those that it comes to need. So what is read all over costs a message or a few for each
+group, and for the rest the home's processor has no part in it. The home covers what is shared anyway and good in its
+frame; and, for a reader that has CoverFrom pages of the group, what it owns itself and has not had to give up like this
+before since somebody asked for it. It leaves alone what is fought over, what migrates, and what anything is under way
+for. It is never wrong to cover a page, and may be in vain: then there is one more sharer to invalidate, and a home that
+writes the page again waits for an acknowledgement.
 
 # Cached memory
 

@@ -61,13 +61,13 @@ type Lane struct {
 	slots *verbs.MR
 	links []link // by node
 
-	armed  bool // an event is to come of the next completion
-	seen   bool // completions were polled since, so it has come, or will
-	spared bool // the last Arm did nothing
-	dirty []wire.NodeID // links with something in their batch; each once
-	busy  []wire.NodeID // links that the next end of a Poll has to go on with; each once
-	due   uint64        // links with words to hand out, by bit
-	lost  []*fabric.PeerError
+	armed  bool          // an event is to come of the next completion
+	seen   bool          // completions were polled since, so it has come, or will
+	spared bool          // the last Arm did nothing
+	dirty  []wire.NodeID // links with something in their batch; each once
+	busy   []wire.NodeID // links that the next end of a Poll has to go on with; each once
+	due    uint64        // links with words to hand out, by bit
+	lost   []*fabric.PeerError
 
 	// Completions polled and not handled yet: wcs[wcAt:wcEnd].
 	wcs         []verbs.WC
