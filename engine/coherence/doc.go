@@ -49,7 +49,7 @@ wait in their order. R requester, H home, X owner, Y each sharer but R:
 	                               H=Grant(M, set of Y)=>R-Done->H
 	Upgrade         shared by R    as GetM, but the grant comes without the page          owned by R
 	Upgrade         otherwise      as GetM: R has lost its copy in the meantime           owned by R
-	GetS            any of these   where H grants, the grant covers other pages, too      sharers + R, each
+	GetS            shared, or H   H's grant covers other pages of the group, too         their sharers + R
 	any             X, parked      R-Get->H-Fwd->X-WriteBack(FlagHome)->H, then from the  as there
 	                               beginning: shared by nobody
 
@@ -149,9 +149,10 @@ has the WriteBack. X's own next Upgrade of the page comes behind its WriteBack, 
 A parked page is one that a node has the right to and no bytes of. What the home sends it finds it as what the directory
 says it is. It need not send bytes on: those of a page in M are in the home frame before the message that says so, on the
 same link. A page is fetched only while the right is here, so nobody else writes the home frame; if the right goes in the
-meantime, what arrives is dropped, even if a grant covers the page again before it arrives: the operation is void. It has to be known that the home frame is good: for a page in M this node wrote it; for
-one in S the home itself has granted it. After a grant by an owner, or having been that owner, the write-back may be still
-to come, so the node asks. A sharer may therefore ask for what the directory says it has.
+meantime, what arrives is dropped, even if a grant covers the page again before it arrives: the operation is void. It has
+to be known that the home frame is good: for a page in M this node wrote it; for one in S the home itself has granted it.
+After a grant by an owner, or having been that owner, the write-back may be still to come, so the node asks. A sharer may
+therefore ask for what the directory says it has.
 
 The home frame is not written while it can be read. X writes into it only as owner: then the guest at home
 has it unmapped, and the directory says owned, or that the write-back is still to come. And it stays as it is until its bytes are out:

@@ -206,7 +206,7 @@ func TestPick(t *testing.T) {
 		}
 	}
 	Judge(run)
-	if len(run.Ratios) != 7 {
+	if len(run.Ratios) != 8 {
 		t.Errorf("%d ratios", len(run.Ratios))
 	}
 	for _, r := range run.Ratios {
