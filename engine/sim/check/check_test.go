@@ -186,6 +186,7 @@ func TestLarge(t *testing.T) {
 			sum.EvictionsClean += s.EvictionsClean
 			sum.EvictionsDirty += s.EvictionsDirty
 			sum.Fetches += s.Fetches
+			sum.Covered += s.Covered
 			sum.Returns += s.Returns
 		}
 	}
