@@ -81,7 +81,8 @@ func TestSim(t *testing.T) {
 		{"bare upgrades", total.UpgradesBare}, {"carried upgrades", total.UpgradesCarried},
 		{"zero pages", total.ZeroGrants}, {"queued requests", total.Queued},
 		{"waits for frames", total.FrameWaits}, {"clean evictions", total.EvictionsClean},
-		{"dirty evictions", total.EvictionsDirty}, {"fetches", total.Fetches}, {"pages covered", total.Covered}, {"forwards to who had parked the page", total.Returns},
+		{"dirty evictions", total.EvictionsDirty}, {"fetches", total.Fetches}, {"pages covered", total.Covered},
+		{"forwards to who had parked the page", total.Returns},
 		{"clusters of more than 16 nodes", large}, {"failures", failed},
 		{"accesses that porcupine judged", judged}, {"litmus rounds", rounds},
 	} {
