@@ -32,7 +32,7 @@ func verdicts(r *result.Run) ([]*figure, error) {
 		d := &deviations{color: color}
 		for i, ratio := range judged {
 			place := len(judged) - 1 - i
-			names[place] = fmt.Sprintf("%s: %s", ratio.Name, result.Count.Format(ratio.Value))
+			names[place] = fmt.Sprintf("%s: %s", result.Count.Format(ratio.Value), ratio.Name) // the end may be cut off
 			low, value, high := ratio.OfBound()
 			left, right = min(left, low), max(right, high)
 			if ratio.Verdict == verdict {
