@@ -138,7 +138,7 @@ func TestInterleave(t *testing.T) {
 	part := func(name string, failsIn int) Part {
 		return Part{name, func(_ context.Context, round int) error {
 			turns = append(turns, name)
-			if round == failsIn {
+			if failsIn >= 0 && round >= failsIn {
 				return errors.New("lost")
 			}
 			return nil
@@ -151,18 +151,28 @@ func TestInterleave(t *testing.T) {
 		t.Errorf("the first round is %v", turns[:3])
 	}
 	orders := map[string]bool{}
-	for i := 12; i+1 < len(turns); i += 2 {
+	for i := 15; i+1 < len(turns); i += 2 {
 		pair := slices.Sorted(slices.Values(turns[i : i+2]))
 		if !slices.Equal(pair, []string{"a", "c"}) {
 			t.Fatalf("turns %v", turns)
 		}
 		orders[strings.Join(turns[i:i+2], "")] = true
 	}
-	if len(turns) != 60-16 || len(orders) != 2 {
+	if len(turns) != 60-15 || len(orders) != 2 {
 		t.Errorf("%d turns, orders %v", len(turns), orders)
 	}
-	if !slices.Equal(r.Missing, []Missing{{"b", "lost"}}) {
+	if !slices.Equal(r.Missing, []Missing{{"b", "lost"}, {"b", "lost"}}) {
 		t.Errorf("missing %v", r.Missing)
+	}
+	rounds := 0
+	now := Part{"now and then", func(_ context.Context, round int) error {
+		if rounds++; round%2 == 0 {
+			return errors.New("lost")
+		}
+		return nil
+	}}
+	if err := r.Interleave(context.Background(), 6, 1, now); err != nil || rounds != 6 {
+		t.Errorf("a part that fails every other time had %d rounds, %v", rounds, err)
 	}
 	ended, end := context.WithCancel(context.Background())
 	end()
