@@ -49,8 +49,9 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 	return n, lost
 }
 
-// Arm asks for an event at the next completion, and looks whether one is there already. Events of before are taken here
-// and not by Poll: that way the messages that they announced are answered first.
+// Arm asks for an event at the next completion, and looks whether one is there already; where the event is still to come
+// that was asked for before, it does neither. Events of before are taken here and not by Poll: that way the messages that
+// they announced are answered first.
 func (l *Lane) Arm() bool {
 	if l.wcAt != l.wcEnd || l.in.left > 0 || l.due != 0 || len(l.busy) > 0 || len(l.lost) > 0 {
 		return true
