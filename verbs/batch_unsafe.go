@@ -278,6 +278,21 @@ func (b *Batch) WriteImm(id uint64, f SendFlags, local SGE, r Remote, imm uint32
 	return true
 }
 
+// SetImm gives the last request immediate data, and so has it consume a receive of the peer. False if it is no RDMA
+// WRITE.
+func (b *Batch) SetImm(imm uint32) bool {
+	if b.n == 0 {
+		return false
+	}
+	w := &b.wr[b.n-1]
+	if w.opcode != C.IBV_WR_RDMA_WRITE && w.opcode != C.IBV_WR_RDMA_WRITE_WITH_IMM {
+		return false
+	}
+	w.opcode = C.IBV_WR_RDMA_WRITE_WITH_IMM
+	setImm(w, imm)
+	return true
+}
+
 // Read adds an RDMA READ of r into local.
 func (b *Batch) Read(id uint64, f SendFlags, local SGE, r Remote) bool {
 	w := b.next(id, C.IBV_WR_RDMA_READ, f, local)

@@ -134,7 +134,8 @@ type Endpoint interface {
 	// is the word for when it is there; its From must be peer. As many words may be to come as there are slots; a post
 	// that asks for one more can lose its peer.
 	ReadPage(peer wire.NodeID, srcOff uint64, slot uint32, over *wire.Message)
-	// Send posts m, which is copied. m.From must be this node: receivers drop the peer otherwise.
+	// Send posts m, which is copied. m.From must be this node: receivers drop the peer otherwise. It arrives as it is,
+	// but for m.Spent, which may be less by a 32nd.
 	Send(peer wire.NodeID, m *wire.Message)
 	// Flush starts everything posted since the last one: one doorbell for each peer concerned.
 	Flush()

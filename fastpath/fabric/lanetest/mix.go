@@ -19,12 +19,12 @@ type Node struct {
 }
 
 // Mix has all nodes post reads, writes and messages at random until each has posted count, and holds what comes of them
-// against a model. Each page has one node that writes it, with a version, and that has it read or tells its home of it;
-// while somebody relies on it, it stays as it is. One goroutine drives all nodes.
-func Mix(t testing.TB, nodes []Node, pages, slots, count int, seed uint64) {
+// against a model. Each page has one node that writes it, with a version, and that reads it, asks its home for it or tells
+// its home of it; while somebody relies on it, it stays as it is. One goroutine drives all nodes.
+func Mix(t testing.TB, nodes []Node, epoch wire.Epoch, pages, slots, count int, seed uint64) {
 	t.Helper()
 	x := &mix{
-		t: t, rng: rand.New(rand.NewPCG(seed, 0)), seed: seed, nodes: nodes, pages: pages,
+		t: t, rng: rand.New(rand.NewPCG(seed, 0)), seed: seed, nodes: nodes, epoch: epoch, pages: pages,
 		frames: make([]frame, len(nodes)*pages), links: make([]link, len(nodes)*len(nodes)), words: map[uint32]word{},
 	}
 	for range nodes {
@@ -75,6 +75,7 @@ type mix struct {
 	rng    *rand.Rand
 	seed   uint64
 	nodes  []Node
+	epoch  wire.Epoch
 	pages  int
 	frames []frame
 	links  []link          // from i to p: i*len(nodes)+p
@@ -142,7 +143,7 @@ func (x *mix) post(i int) bool {
 	g := x.mine(i)
 	f, home := &x.frames[g], g/x.pages
 	n, k, peer, off := x.nodes[i], &x.links[i*len(x.nodes)+home], wire.NodeID(home), uint64(g)*wire.PageSize
-	switch x.rng.IntN(5) {
+	switch x.rng.IntN(6) {
 	case 0:
 		if k.sent-k.got == window {
 			return false
@@ -157,6 +158,17 @@ func (x *mix) post(i int) bool {
 		clear(n.Slot(over.Slot))
 		n.ReadPage(peer, off, over.Slot, over)
 		*over = wire.Message{} // it was copied
+	case 3:
+		over := x.word(i, wire.Grant, g)
+		if over == nil {
+			return false
+		}
+		f.users++
+		clear(n.Slot(over.Slot))
+		n.Send(peer, &wire.Message{
+			Kind: wire.GetS, From: wire.NodeID(i), Requester: wire.NodeID(i), Epoch: x.epoch, Txn: over.Txn, Slot: over.Slot,
+			Page: over.Page,
+		})
 	default:
 		for tries := 0; f.users > 0 && tries < 16; tries++ {
 			g = x.mine(i)
@@ -189,12 +201,27 @@ func (x *mix) tell(i, g int) {
 	x.frames[g].users++
 	k.sent++
 	x.nodes[i].Send(wire.NodeID(home), &wire.Message{
-		Kind: wire.Grant, From: wire.NodeID(i), Txn: uint32(k.sent), Page: wire.PFN(g),
+		Kind: wire.Done, From: wire.NodeID(i), Txn: uint32(k.sent), Page: wire.PFN(g),
 		Args: [4]uint64{x.frames[g].version, k.writes},
 	})
 }
 
-// word takes a slot for a word and returns a copy; nil if there is none.
+// grant is the home's answer to a question: every other one with a tenure, which a lane may need more room for.
+func (x *mix) grant(requester, home wire.NodeID, txn, slot uint32, page wire.PFN) *wire.Message {
+	return &wire.Message{
+		Kind: wire.Grant, From: home, Flags: wire.FlagData, Requester: requester, Mode: wire.Shared, Epoch: x.epoch,
+		Txn: txn, Slot: slot, Page: page, Args: [4]uint64{uint64(txn % 2)},
+	}
+}
+
+// answer has node i send a page that it is asked for.
+func (x *mix) answer(i int, m *wire.Message) {
+	n := x.nodes[i]
+	n.WritePage(m.From, fabric.Slots, uint64(m.Slot)*wire.PageSize, fabric.RAM, uint64(m.Page)*wire.PageSize)
+	n.Send(m.From, x.grant(m.From, wire.NodeID(i), m.Txn, m.Slot, m.Page))
+}
+
+// word takes a slot for a word, or an answer, and returns a copy; nil if there is none.
 func (x *mix) word(i int, kind wire.Kind, g int) *wire.Message {
 	free := x.free[i]
 	if len(free) == 0 {
@@ -204,6 +231,9 @@ func (x *mix) word(i int, kind wire.Kind, g int) *wire.Message {
 	x.txn++
 	m := wire.Message{
 		Kind: kind, From: wire.NodeID(g / x.pages), Requester: wire.NodeID(i), Txn: x.txn, Slot: free[at], Page: wire.PFN(g),
+	}
+	if kind == wire.Grant {
+		m = *x.grant(m.Requester, m.From, m.Txn, m.Slot, m.Page)
 	}
 	free[at] = free[len(free)-1]
 	x.free[i] = free[:len(free)-1]
@@ -221,7 +251,11 @@ func (x *mix) poll(i int) {
 	}
 	for _, m := range ms[:n] {
 		g := int(m.Page)
-		if m.Kind == wire.Grant {
+		if m.Kind == wire.GetS {
+			x.answer(i, &m)
+			continue
+		}
+		if m.Kind == wire.Done {
 			k := &x.links[int(m.From)*len(x.nodes)+i]
 			if k.got++; m.Txn != uint32(k.got) {
 				x.t.Fatalf("seed %d: node %d got message %d of node %d, want %d", x.seed, i, m.Txn, m.From, k.got)
@@ -239,10 +273,10 @@ func (x *mix) poll(i int) {
 		}
 		delete(x.words, m.Txn)
 		x.free[i] = append(x.free[i], m.Slot)
-		if m.Kind == wire.Fetched {
+		if m.Kind != wire.Parked {
 			x.frames[g].users--
 			if !stamped(x.nodes[i].Slot(m.Slot), g, w.version) {
-				x.t.Fatalf("seed %d: node %d read something else than version %d of page %d", x.seed, i, w.version, g)
+				x.t.Fatalf("seed %d: node %d got something else than version %d of page %d", x.seed, i, w.version, g)
 			}
 		} else if w.version == x.frames[g].version && !stamped(x.nodes[g/x.pages].Frame(g), g, w.version) {
 			x.t.Fatalf("seed %d: version %d of page %d is not there at its word", x.seed, w.version, g)

@@ -17,6 +17,21 @@
 //
 // A SEND without bytes carries credits (or goodbye) only.
 //
+// # Brief grants
+//
+// What a fault waits for is mostly one page and the grant of it, which says little that its requester does not know from
+// its own request. Where a packet would be that one grant, and the write before it that page, the write takes the grant
+// along as immediate data: there is one request on the wire instead of two, and one acknowledgement. That is so for a
+// grant that has no tenure to tell, no sharers and no covered pages.
+//
+//	bits  0-10  Message.Spent: the shift in bits 6-10, and what is shifted
+//	bit     11  the mode: 0 shared, 1 modified
+//	bits 12-15  low bits of the transaction
+//	bits 16-31  the slot
+//
+// A lane notes what it asks for, by slot, and makes the message from that; an answer to nothing loses the peer. It takes
+// a credit, and a receive, as a packet does.
+//
 // # Credits
 //
 // A sender has as many credits as the peer posted receives for packets ([Options].Depth); a packet takes

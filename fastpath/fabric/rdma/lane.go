@@ -60,6 +60,8 @@ type Lane struct {
 	home  *verbs.MR // nil without memory
 	slots *verbs.MR
 	links []link // by node
+	// questions are what this node asked for, by slot, for the brief answers.
+	questions []question
 
 	armed  bool          // an event is to come of the next completion
 	seen   bool          // completions were polled since, so it has come, or will
@@ -80,10 +82,12 @@ type Lane struct {
 
 // arrival is a packet some of whose messages Poll has not handed out yet.
 type arrival struct {
-	link *link
-	buf  uint32 // receive buffer
-	at   uint64 // of the next message, in Lane.mem
-	left int    // messages; 0: there is no such packet
+	link  *link
+	buf   uint32 // receive buffer
+	at    uint64 // of the next message, in Lane.mem
+	left  int    // messages; 0: there is no such packet
+	imm   uint32 // the one message, if it is brief
+	brief bool
 }
 
 // link is the connection with one peer.
@@ -155,11 +159,17 @@ func (r *remoteRegion) at(off uint64) (verbs.Remote, bool) {
 	return verbs.Remote{Addr: r.addr + (off - r.first), RKey: r.rkey}, true
 }
 
-// run is a request that takes more pages of the peer's, as long as it has not left the batch.
+// run is the last request of the batch, if it is about pages of the peer's. It may take more of them.
 type run struct {
-	verb  fabric.Verb
-	pages int          // 0: it takes none
-	next  verbs.Remote // the only page that it takes
+	verb   fabric.Verb
+	pages  int          // 0: there is no such request
+	next   verbs.Remote // the page after them
+	closed bool         // it takes none
+}
+
+// remote is the only page of a run of one.
+func (r *run) remote() verbs.Remote {
+	return verbs.Remote{Addr: r.next.Addr - wire.PageSize, RKey: r.next.RKey}
 }
 
 // access is a one-sided operation on a page of the peer.
@@ -193,7 +203,7 @@ func (a *Adapter) NewLane(cfg fabric.Config) (_ *Lane, err error) {
 	}
 	l := &Lane{
 		cfg: cfg, opt: opt, adapter: a,
-		links: make([]link, cfg.Nodes),
+		links: make([]link, cfg.Nodes), questions: make([]question, slotCount(&cfg)),
 		dirty: make([]wire.NodeID, 0, cfg.Nodes),
 		busy:  make([]wire.NodeID, 0, cfg.Nodes),
 		lost:  make([]*fabric.PeerError, 0, cfg.Nodes),

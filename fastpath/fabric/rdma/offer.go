@@ -11,7 +11,7 @@ import (
 )
 
 // offerVersion is the version of the offer and of what travels on the queue pair.
-const offerVersion = 3
+const offerVersion = 4
 
 var offerMagic = [4]byte{'I', 'R', 'd', 'm'}
 

@@ -52,7 +52,7 @@ func TestOfferIsChecked(t *testing.T) {
 		says  string
 	}{
 		{"magic", func(o *offer) { o.Magic[0] ^= 1 }, "not one of the rdma fabric"},
-		{"version", func(o *offer) { o.Version++ }, "version 4, want 3"},
+		{"version", func(o *offer) { o.Version++ }, "version 5, want 4"},
 		{"epoch", func(o *offer) { o.Epoch = 76 }, "epoch 76, want 77"},
 		{"lane", func(o *offer) { o.Lane = 4 }, "lane 4"},
 		{"from", func(o *offer) { o.From = 0 }, "from node 0"},

@@ -127,8 +127,13 @@ func (l *Lane) tell(m *wire.Message) {
 	}
 }
 
-// received takes in a packet: credits, and messages if there are any, which take hands out.
+// received takes in a packet, or a page with its grant: credits, and messages if there are any, which take hands out.
 func (l *Lane) received(k *link, w *verbs.WC) {
+	buf := uint32(w.ID & idMask)
+	if w.Opcode == verbs.OpRecvImm {
+		l.in = arrival{link: k, buf: buf, left: 1, imm: w.Imm, brief: true}
+		return
+	}
 	credits := int(w.Imm & immCredits)
 	switch {
 	case w.Flags&verbs.WithImm == 0 || w.Opcode != verbs.OpRecv || w.Imm&^(immCredits|immGoodbye) != 0 ||
@@ -140,7 +145,6 @@ func (l *Lane) received(k *link, w *verbs.WC) {
 		return
 	}
 	k.credits += credits
-	buf := uint32(w.ID & idMask)
 	if w.Len == 0 {
 		l.receiveAgain(k, buf)
 		return
@@ -157,7 +161,9 @@ func (l *Lane) take(m *wire.Message) bool {
 		in.left = 0
 		return false
 	}
-	if m.Decode(l.mem.Bytes()[in.at:in.at+wire.Size]) != nil || m.From != k.id {
+	ok := in.brief && l.expand(k.id, in.imm, m) ||
+		!in.brief && m.Decode(l.mem.Bytes()[in.at:in.at+wire.Size]) == nil && m.From == k.id
+	if !ok {
 		in.left = 0
 		l.lose(k, "poll", fabric.ErrGarbled)
 		return false

@@ -47,6 +47,7 @@ func (l *Lane) Send(peer wire.NodeID, m *wire.Message) {
 		l.lose(k, "send", fabric.ErrGarbled)
 		return
 	}
+	l.ask(m)
 	if k.heldLen == 0 && k.open(l) {
 		m.Encode(l.emitMessage(k))
 		l.emitFull(k)
@@ -238,6 +239,9 @@ func (l *Lane) emitFull(k *link) {
 
 // emitPacket adds the packet to the batch, behind the pages that its messages may be about.
 func (l *Lane) emitPacket(k *link) {
+	if l.emitBrief(k) {
+		return
+	}
 	id, f := l.next(k, false)
 	k.batch.SendInlineImm(id, f, k.packet[:k.packetLen], uint32(k.owed))
 	l.stats.Posted[fabric.Send].Add(uint64(k.packetLen))
@@ -260,16 +264,14 @@ func (l *Lane) emitAccess(k *link, a *access) {
 	}
 	l.stats.Posted[a.verb].Add(wire.PageSize)
 	l.touch(k)
-	if !a.bounce && a.word == (a.verb == fabric.Read) {
-		k.run = run{verb: a.verb, pages: 1, next: a.remote}
-		k.run.next.Addr += wire.PageSize
-	}
+	k.run = run{verb: a.verb, pages: 1, next: a.remote, closed: a.bounce || a.word != (a.verb == fabric.Read)}
+	k.run.next.Addr += wire.PageSize
 }
 
 // extend has the last request take a page more, if it can: of reads all are told the end of, of writes none.
 func (l *Lane) extend(k *link, a *access) bool {
 	r := &k.run
-	if r.pages == 0 || r.pages == runPages || a.verb != r.verb || a.remote != r.next || a.bounce ||
+	if r.pages == 0 || r.pages == runPages || r.closed || a.verb != r.verb || a.remote != r.next || a.bounce ||
 		a.word != (a.verb == fabric.Read) || !k.batch.AddSGE(a.local) {
 		return false
 	}

@@ -168,7 +168,7 @@ func TestMix(t *testing.T) {
 				slot := func(s uint32) []byte { return n.slot(int(s)) }
 				ends = append(ends, lanetest.Node{Endpoint: n, Frame: n.frame, Slot: slot})
 			}
-			lanetest.Mix(t, ends, homePages, slotPages, 1500, rand.Uint64())
+			lanetest.Mix(t, ends, 7, homePages, slotPages, 1500, rand.Uint64())
 			t.Logf("%+v", ns[0].Stats().Snapshot())
 		})
 	}

@@ -410,7 +410,7 @@ func TestMix(t *testing.T) {
 					Endpoint: n, Slot: n.slots.Page, Frame: func(page int) []byte { return n.ram.Page(wire.PFN(page)) },
 				})
 			}
-			lanetest.Mix(t, ends, testPages, testSlots, 5000, rand.Uint64())
+			lanetest.Mix(t, ends, 7, testPages, testSlots, 5000, rand.Uint64())
 		})
 	}
 }
