@@ -250,6 +250,19 @@ func TestTimer(t *testing.T) {
 	}
 }
 
+// A vCPU's timeouts, which its guest's timer comes by, are sharp, whatever the Go runtime's threads are made to be.
+func TestTimeoutsAreSharp(t *testing.T) {
+	g := newGuest(t, 1, minivm.Config{
+		Code: [][]byte{minivm.NewAsm().Out8(0x500).Out8(donePort).Label("end").Jmp("end").Bytes()},
+	}, nil)
+	slack := -1
+	g.port(0x500, onWrite(func([]byte) { slack, _ = unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0) }))
+	g.runToEnd()
+	if slack != 1 {
+		t.Errorf("timeouts on the vCPU's thread may be %d ns late, want 1", slack)
+	}
+}
+
 // TestIPIBetweenVCPUs lets two vCPUs wake each other out of halts by IPIs, through the local APICs' pages.
 func TestIPIBetweenVCPUs(t *testing.T) {
 	const rounds = 200

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -26,6 +27,7 @@ type labCmd struct {
 	Out     string   `help:"File for the result." default:"build/bench/lab.json" type:"path" placeholder:"FILE"`
 	Steps   []string `help:"What to do, of ${enum}; default: all." enum:"micro,peers" placeholder:"NAME,..."`
 	Servers int      `help:"Servers of the lab; nodes go round them." default:"2" placeholder:"N"`
+	Vcpus   int      `help:"vCPUs of each server; default: its share of this machine's cores." name:"server-vcpus" placeholder:"N"`
 	Lab     string   `help:"The lab's program; default: lab beside this one." type:"path" placeholder:"FILE"`
 	Up      []string `help:"A further flag of lab up, as --up=--lab-kernel=6.1." placeholder:"FLAG" sep:"none"`
 }
@@ -68,6 +70,10 @@ func (c *labCmd) Run(ctx context.Context, stdout io.Writer) (err error) {
 	if c.Servers < 2 {
 		return &exitError{exitUsage, errors.New("a lab with fewer than two servers has nothing between them to measure")}
 	}
+	if c.Vcpus == 0 {
+		// Where servers are emulated, one more than that takes turns with the others, and messages wait for whose turn it is.
+		c.Vcpus = max(1, runtime.NumCPU()/c.Servers)
+	}
 	r := &labRun{
 		labCmd: c, run: result.New("lab", ""),
 		lab: servers.Lab{Command: c.Lab, Name: "perf-" + strconv.Itoa(os.Getpid()), Self: self},
@@ -77,7 +83,8 @@ func (c *labCmd) Run(ctx context.Context, stdout io.Writer) (err error) {
 		defer cancel()
 		err = errors.Join(err, r.lab.Down(ctx))
 	}()
-	if err := r.lab.Up(ctx, c.Servers, os.Stderr, c.Up...); err != nil {
+	up := append([]string{"--server-vcpus", strconv.Itoa(c.Vcpus)}, c.Up...)
+	if err := r.lab.Up(ctx, c.Servers, os.Stderr, up...); err != nil {
 		return err
 	}
 	for _, s := range labSteps {
