@@ -69,6 +69,9 @@ func swapOn(ctx context.Context, device string, t touching) (touched *Touched, e
 	}
 	cmd := exec.CommandContext(ctx, self, servers.Inside, "touch",
 		strconv.FormatInt(t.Set, 10), strconv.Itoa(t.Accesses), t.Span.String())
+	// No signals: this thread writes out pages itself, and where a signal interrupts that, the nbd driver (Linux 6.12) sends
+	// the request again under another name, takes the answer to the first for a second one, and drops the connection.
+	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Pdeathsig: syscall.SIGKILL}
 	out, err := output(cmd)
 	if err != nil {
