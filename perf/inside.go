@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -51,8 +54,11 @@ type microLeadCmd struct {
 	Addrs []string `arg:"" help:"Addresses and ports of the servers."`
 }
 
-// Run prints the result.
+// Run measures a round for each line of its input, says when it is ready for one, and prints the result when the last is
+// done and the input has ended.
 func (c *microLeadCmd) Run(ctx context.Context, stdout io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	scale, err := micro.ScaleNamed(c.Scale)
 	if err != nil {
 		return err
@@ -63,12 +69,30 @@ func (c *microLeadCmd) Run(ctx context.Context, stdout io.Writer) error {
 	}
 	defer leader.Close()
 	run := result.New("lab", "")
+	in := bufio.NewReader(os.Stdin)
+	line := func(ctx context.Context) error {
+		fmt.Fprintln(stdout, servers.Ready)
+		stop := context.AfterFunc(ctx, func() { os.Stdin.Close() })
+		defer stop()
+		_, err := in.ReadString('\n')
+		return err
+	}
 	err = micro.Measure(ctx, run, leader, micro.Options{
 		Scale: scale, Rounds: c.rounds(labRounds), Only: c.Only, Seed: c.Seed, Say: say,
+		Before: func(ctx context.Context) error {
+			err := line(ctx)
+			if err != nil { // whoever asked has left
+				cancel()
+			}
+			return err
+		},
 	})
 	if err != nil {
 		return err
 	}
 	run.Ended()
+	if err := line(ctx); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("after the last round: %w", cmp.Or(err, errors.New("one more was asked for")))
+	}
 	return json.NewEncoder(stdout).Encode(run)
 }

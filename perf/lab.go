@@ -32,22 +32,6 @@ type labCmd struct {
 	Up      []string `help:"A further flag of lab up, as --up=--lab-kernel=6.1." placeholder:"FLAG" sep:"none"`
 }
 
-// step is a part of what is measured in a lab. What it finds goes into the run.
-type step struct {
-	name string
-	run  func(context.Context, *labRun) error
-}
-
-// labSteps are all of them, in their order. The raw device and the peers have their rounds before and after the
-// microbenchmarks, so that a machine that changes its pace does not change what they stand to each other as.
-var labSteps = []step{
-	{"peers", func(ctx context.Context, r *labRun) error { return peersStep(ctx, r, r.rounds(labRounds)/2) }},
-	{"micro", microStep},
-	{"peers", func(ctx context.Context, r *labRun) error {
-		return peersStep(ctx, r, r.rounds(labRounds)-r.rounds(labRounds)/2)
-	}},
-}
-
 // labRun is a lab that is up, and the run that is measured in it.
 type labRun struct {
 	*labCmd
@@ -87,18 +71,8 @@ func (c *labCmd) Run(ctx context.Context, stdout io.Writer) (err error) {
 	if err := r.lab.Up(ctx, c.Servers, os.Stderr, up...); err != nil {
 		return err
 	}
-	for _, s := range labSteps {
-		if !c.wants(s.name) {
-			continue
-		}
-		say("== %s", s.name)
-		if err := s.run(ctx, r); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			say("%s: %v", s.name, err)
-			r.run.Miss(s.name, err)
-		}
+	if err := r.measure(ctx); err != nil {
+		return err
 	}
 	if len(c.Only) == 0 && c.wants("micro") {
 		scale, _ := c.scale()
@@ -127,45 +101,14 @@ func (c *labCmd) scale() (micro.Scale, string) {
 // microPort is where servers listen for the one that leads.
 const microPort = "4560"
 
-// microStep runs the microbenchmarks between the servers.
-func microStep(ctx context.Context, r *labRun) error {
-	secret := make([]byte, 16)
-	rand.Read(secret)
-	token := hex.EncodeToString(secret)
-	_, scale := r.scale()
-	words := []string{"micro-lead", "--token", token, "--scale", scale, "--rounds", strconv.Itoa(r.rounds(labRounds)),
-		"--seed", strconv.FormatUint(r.Seed, 10)}
-	for _, pattern := range r.Only {
-		words = append(words, "--only", pattern)
+// measure has all that is wanted done in rounds: in each, the microbenchmarks and everything that they are held against
+// have a turn, so that a machine that changes its pace does not change what they stand to each other as.
+func (r *labRun) measure(ctx context.Context) error {
+	rounds := r.rounds(labRounds)
+	var parts []result.Part
+	if r.wants("peers") {
+		parts = peers.Parts(r.run, r.lab)
 	}
-	for server := 1; server < r.Servers; server++ {
-		addr, err := r.lab.Addr(ctx, server)
-		if err != nil {
-			return err
-		}
-		addr = net.JoinHostPort(addr, microPort)
-		serving, err := r.lab.Serve(ctx, server, "micro-serve", addr, token)
-		if err != nil {
-			return err
-		}
-		defer serving.End() // it has nothing to say
-		words = append(words, addr)
-	}
-	out, err := r.lab.Watch(ctx, os.Stderr, 0, words...)
-	if err != nil {
-		return err
-	}
-	measured, err := result.Decode(out)
-	if err != nil {
-		return err
-	}
-	r.run.Machine["fabric"] = measured.Machine["fabric"]
-	return r.run.Merge("server", measured)
-}
-
-// peersStep measures the raw device, and what a user would pick instead.
-func peersStep(ctx context.Context, r *labRun, rounds int) error {
-	parts := peers.Parts(r.run, r.lab)
 	done := 0
 	for i, p := range parts {
 		parts[i].Round = func(ctx context.Context, round int) error {
@@ -182,5 +125,96 @@ func peersStep(ctx context.Context, r *labRun, rounds int) error {
 			return err
 		}
 	}
-	return r.run.Interleave(ctx, rounds, r.Seed, parts...)
+	if !r.wants("micro") {
+		return r.run.Interleave(ctx, rounds, r.Seed, parts...)
+	}
+	m := &microPart{labRun: r}
+	defer m.end()
+	err := r.run.Interleave(ctx, rounds, r.Seed, append(parts, result.Part{Name: "micro", Round: m.round})...)
+	if err != nil {
+		return err
+	}
+	if err := m.collect(); err != nil {
+		r.run.Miss("micro", err)
+		say("micro: %v", err)
+	}
+	return nil
+}
+
+// microPart are the microbenchmarks between the servers. One program leads them, from the first round to the last.
+type microPart struct {
+	*labRun
+	lead    *servers.Process
+	serving []*servers.Process
+	err     error // that ended it
+}
+
+// round is one of all microbenchmarks.
+func (m *microPart) round(ctx context.Context, round int) error {
+	if m.err != nil {
+		return m.err
+	}
+	say("== round %d of the microbenchmarks", round+1)
+	if m.lead == nil {
+		m.err = m.start(ctx)
+	}
+	if m.err == nil {
+		m.err = m.lead.Step(ctx)
+	}
+	return m.err
+}
+
+func (m *microPart) start(ctx context.Context) error {
+	secret := make([]byte, 16)
+	rand.Read(secret)
+	token := hex.EncodeToString(secret)
+	_, scale := m.scale()
+	words := []string{"micro-lead", "--token", token, "--scale", scale, "--rounds", strconv.Itoa(m.rounds(labRounds)),
+		"--seed", strconv.FormatUint(m.Seed, 10)}
+	for _, pattern := range m.Only {
+		words = append(words, "--only", pattern)
+	}
+	for server := 1; server < m.Servers; server++ {
+		addr, err := m.lab.Addr(ctx, server)
+		if err != nil {
+			return err
+		}
+		addr = net.JoinHostPort(addr, microPort)
+		serving, err := m.lab.Serve(ctx, server, "micro-serve", addr, token)
+		if err != nil {
+			return err
+		}
+		m.serving = append(m.serving, serving)
+		words = append(words, addr)
+	}
+	var err error
+	m.lead, err = m.lab.ServeLoud(ctx, os.Stderr, 0, words...)
+	return err
+}
+
+// collect takes in what was measured.
+func (m *microPart) collect() error {
+	if m.lead == nil || m.err != nil {
+		return nil // the run knows why
+	}
+	out, err := m.lead.End()
+	if err != nil {
+		return err
+	}
+	measured, err := result.Decode(out)
+	if err != nil {
+		return err
+	}
+	m.run.Machine["fabric"] = measured.Machine["fabric"]
+	return m.run.Merge("server", measured)
+}
+
+// end ends the programs, which have nothing more to say.
+func (m *microPart) end() {
+	if m.lead != nil {
+		m.lead.End()
+	}
+	for _, p := range m.serving {
+		p.End()
+	}
 }

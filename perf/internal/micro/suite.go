@@ -15,8 +15,9 @@ import (
 type Options struct {
 	Scale  Scale
 	Rounds int
-	Only   []string // patterns as of path.Match, of names or of what they begin with; none: all
-	Seed   uint64   // of the order
+	Only   []string                    // patterns as of path.Match, of names or of what they begin with; none: all
+	Seed   uint64                      // of the order
+	Before func(context.Context) error // called before each round, if it is not nil; an error is the first benchmark's
 	Say    func(format string, args ...any)
 }
 
@@ -75,7 +76,7 @@ func Measure(ctx context.Context, run *result.Run, runner Runner, o Options) err
 	r := &Round{run: run, stages: map[string]*stages{}, order: map[string]int{}}
 	run.Machine["fabric"] = runner.Fabric()
 	var parts []result.Part
-	turns, done := 0, 0
+	turns, done, begun := 0, 0, 0
 	began := time.Now()
 	for i, b := range benches {
 		if b.Needs != nil {
@@ -87,6 +88,12 @@ func Measure(ctx context.Context, run *result.Run, runner Runner, o Options) err
 		}
 		turns += o.Rounds
 		parts = append(parts, result.Part{Name: b.Name, Round: func(ctx context.Context, round int) error {
+			if o.Before != nil && round == begun {
+				if err := o.Before(ctx); err != nil {
+					return err
+				}
+				begun++
+			}
 			from := time.Now()
 			r.turn = i
 			err := r.measure(ctx, runner, b)

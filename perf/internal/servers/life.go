@@ -27,15 +27,3 @@ func (l Lab) Down(ctx context.Context) error {
 	}
 	return nil
 }
-
-// Watch runs a command of this program's own in a server and returns what it prints. What it says on standard error goes
-// to progress as well.
-func (l Lab) Watch(ctx context.Context, progress io.Writer, server int, words ...string) ([]byte, error) {
-	cmd := l.command(ctx, append([]string{"exec", strconv.Itoa(server), "--"}, l.inside(words)...)...)
-	var out, complaint bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, io.MultiWriter(&complaint, progress)
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("servers: server %d: %s: %w", server, words[0], failure(err, complaint.String()))
-	}
-	return out.Bytes(), nil
-}

@@ -135,7 +135,7 @@ func decode(out []byte, into any, what string) error {
 	return nil
 }
 
-// Ready is the line by which a process says that it serves.
+// Ready is the line by which a process says that it serves, or that it has done a step.
 const Ready = "ready"
 
 // Process runs in a server until its standard input ends. The end of a context does not end it, for others may depend on
@@ -151,30 +151,56 @@ type Process struct {
 
 // Serve starts a command of this program's own in a server and returns when it says that it is ready.
 func (l Lab) Serve(ctx context.Context, server int, words ...string) (*Process, error) {
-	p, err := l.start(ctx, server, words[0], l.inside(words))
+	return l.ServeLoud(ctx, io.Discard, server, words...)
+}
+
+// ServeLoud is Serve with what the command says on standard error going to progress as well.
+func (l Lab) ServeLoud(ctx context.Context, progress io.Writer, server int, words ...string) (*Process, error) {
+	p, err := l.start(ctx, progress, server, words[0], l.inside(words))
 	if err != nil {
 		return nil, err
 	}
+	if err := p.ready(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Step has a process that reads its input do what it does for one line of that, and returns when it is ready again. After
+// an error the process has ended.
+func (p *Process) Step(ctx context.Context) error {
+	if p.ended {
+		return fmt.Errorf("servers: %s: it has ended", p.what)
+	}
+	if _, err := io.WriteString(p.stdin, "\n"); err != nil {
+		_, end := p.End()
+		return errors.Join(fmt.Errorf("servers: %s: %w", p.what, err), end)
+	}
+	return p.ready(ctx)
+}
+
+// ready waits for the process to say that it is; if it does not, it ends it.
+func (p *Process) ready(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { p.Interrupt() })
 	line, err := p.out.ReadString('\n')
 	if stop() && err == nil && strings.TrimSpace(line) == Ready {
-		return p, nil
+		return nil
 	}
 	if _, end := p.End(); end != nil {
-		return nil, end
+		return end
 	}
-	return nil, fmt.Errorf("servers: %s: it said %q where %q was due", p.what, line, Ready)
+	return fmt.Errorf("servers: %s: it said %q where %q was due", p.what, line, Ready)
 }
 
 // Start starts a command in a server.
 func (l Lab) Start(ctx context.Context, server int, words ...string) (*Process, error) {
-	return l.start(ctx, server, words[0], words)
+	return l.start(ctx, io.Discard, server, words[0], words)
 }
 
-func (l Lab) start(ctx context.Context, server int, what string, words []string) (*Process, error) {
+func (l Lab) start(ctx context.Context, progress io.Writer, server int, what string, words []string) (*Process, error) {
 	p := &Process{what: fmt.Sprintf("server %d: %s", server, what)}
 	p.cmd = l.command(context.WithoutCancel(ctx), append([]string{"exec", strconv.Itoa(server), "--"}, words...)...)
-	p.cmd.Stderr = &p.complaint
+	p.cmd.Stderr = io.MultiWriter(&p.complaint, progress)
 	stdout, err := p.cmd.StdoutPipe()
 	if err == nil {
 		p.stdin, err = p.cmd.StdinPipe()

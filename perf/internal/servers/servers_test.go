@@ -149,3 +149,33 @@ func TestServeOutlivesContext(t *testing.T) {
 		t.Errorf("%q, %v", a, err)
 	}
 }
+
+// A process that works step by step does one for each call, says what it says, and has its answer at the end.
+func TestStep(t *testing.T) {
+	l, _ := newFake(t, `echo hello >&2; echo ready; n=0; while read -r _; do n=$((n+1)); echo ready; done; echo "{\"steps\": $n}"`)
+	var progress strings.Builder
+	p, err := l.ServeLoud(t.Context(), &progress, 1, "count")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := p.Step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var answer struct{ Steps int }
+	if err := p.Answer(&answer); err != nil || answer.Steps != 3 || progress.String() != "hello\n" {
+		t.Errorf("%+v, %v, progress %q", answer, err, &progress)
+	}
+	if err := p.Step(t.Context()); err == nil {
+		t.Error("a step after the end")
+	}
+
+	l, _ = newFake(t, `echo ready; read -r _; echo "no more" >&2; exit 3`)
+	if p, err = l.Serve(t.Context(), 1, "fail"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Step(t.Context()); err == nil || !strings.Contains(err.Error(), "exit status 3: no more") {
+		t.Errorf("a step that fails: %v", err)
+	}
+}
