@@ -116,6 +116,27 @@ func TestEveryVerb(t *testing.T) {
 			t.Error("bytes differ")
 		}
 	})
+	t.Run("write that is given immediate data afterwards", func(t *testing.T) {
+		rb := b.qp.RecvBatch()
+		b.add(rb.Add(9, verbs.SGE{}))
+		if _, err := rb.Post(); err != nil {
+			t.Fatal(err)
+		}
+		if batch.SetImm(1) {
+			t.Error("an empty batch took it")
+		}
+		a.add(batch.Read(7, 0, a.mr.SGE(0, 64), b.mr.Remote(0)))
+		if batch.SetImm(1) {
+			t.Error("a read took it")
+		}
+		a.add(batch.Write(8, s, a.mr.SGE(0, 4096), b.mr.Remote(8192)))
+		a.add(batch.SetImm(1) && batch.SetImm(0x05060708))
+		a.post()
+		a.ok(1)
+		if r := b.ok(1)[0]; r.Opcode != verbs.OpRecvImm || r.Imm != 0x05060708 || r.Len != 4096 {
+			t.Errorf("receive completed as %+v", r)
+		}
+	})
 	t.Run("read", func(t *testing.T) {
 		fill(theirs[:4096], 5)
 		a.add(batch.Read(9, s, a.mr.SGE(12288, 4096), b.mr.Remote(0)))

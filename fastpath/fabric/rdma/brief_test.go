@@ -184,6 +184,39 @@ func TestBriefGrantsAreChecked(t *testing.T) {
 	}
 }
 
+func TestBriefGrantsDoNotAllocate(t *testing.T) {
+	ns := mesh(t, 2, Options{})
+	a, b := ns[0], ns[1]
+	g := grant(a, b, 3, 9)
+	ask := wire.Message{Kind: wire.GetS, From: a.id, Requester: a.id, Epoch: 7, Txn: g.Txn, Slot: g.Slot, Page: g.Page}
+	var ms [1]wire.Message
+	take := func(n *node, kind wire.Kind) {
+		for {
+			if k, lost := n.Poll(ms[:]); lost != nil || k > 0 {
+				if lost != nil || ms[0].Kind != kind {
+					t.Fatal(ms[0], lost)
+				}
+				return
+			}
+		}
+	}
+	round := func() {
+		a.Send(1, &ask)
+		a.Flush()
+		take(b, wire.GetS)
+		b.WritePage(0, fabric.Slots, 3*page, fabric.RAM, uint64(g.Page)*page)
+		b.Send(0, g)
+		b.Flush()
+		take(a, wire.Grant)
+	}
+	if n := testing.AllocsPerRun(50, round); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if b.sends() != 0 {
+		t.Errorf("%d of the grants took a message", b.sends())
+	}
+}
+
 // A time is rounded down by less than a 32nd.
 func TestSpentIsRounded(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
