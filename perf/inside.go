@@ -69,13 +69,22 @@ func (c *microLeadCmd) Run(ctx context.Context, stdout io.Writer) error {
 	}
 	defer leader.Close()
 	run := result.New("lab", "")
-	in := bufio.NewReader(os.Stdin)
+	lines := make(chan error) // nil for each line
+	go func() {
+		in := bufio.NewReader(os.Stdin)
+		for {
+			_, err := in.ReadString('\n')
+			lines <- err
+		}
+	}()
 	line := func(ctx context.Context) error {
 		fmt.Fprintln(stdout, servers.Ready)
-		stop := context.AfterFunc(ctx, func() { os.Stdin.Close() })
-		defer stop()
-		_, err := in.ReadString('\n')
-		return err
+		select {
+		case err := <-lines:
+			return err
+		case <-ctx.Done(): // the reader may go on waiting: no close ends that
+			return ctx.Err()
+		}
 	}
 	err = micro.Measure(ctx, run, leader, micro.Options{
 		Scale: scale, Rounds: c.rounds(labRounds), Only: c.Only, Seed: c.Seed, Say: say,

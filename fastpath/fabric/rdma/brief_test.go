@@ -151,14 +151,16 @@ func TestGrantsInFull(t *testing.T) {
 // A brief grant of what was not asked for loses its sender.
 func TestBriefGrantsAreChecked(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		imm  func(l *Lane, g *wire.Message) uint32
+		name  string
+		bytes uint32
+		imm   func(l *Lane, g *wire.Message) uint32
 	}{
-		{"another transaction", func(l *Lane, g *wire.Message) uint32 { g.Txn++; imm, _ := l.brief(0, g); return imm }},
-		{"another slot", func(l *Lane, g *wire.Message) uint32 { g.Slot++; imm, _ := l.brief(0, g); return imm }},
-		{"no slot", func(l *Lane, g *wire.Message) uint32 { g.Slot = slotPages; imm, _ := l.brief(0, g); return imm }},
-		{"any bits", func(*Lane, *wire.Message) uint32 { return 1<<32 - 1 }},
-		{"twice", func(l *Lane, g *wire.Message) uint32 {
+		{"another transaction", page, func(l *Lane, g *wire.Message) uint32 { g.Txn++; imm, _ := l.brief(0, g); return imm }},
+		{"another slot", page, func(l *Lane, g *wire.Message) uint32 { g.Slot++; imm, _ := l.brief(0, g); return imm }},
+		{"no slot", page, func(l *Lane, g *wire.Message) uint32 { g.Slot = slotPages; imm, _ := l.brief(0, g); return imm }},
+		{"any bits", page, func(*Lane, *wire.Message) uint32 { return 1<<32 - 1 }},
+		{"no page", 64, func(l *Lane, g *wire.Message) uint32 { imm, _ := l.brief(0, g); return imm }},
+		{"twice", page, func(l *Lane, g *wire.Message) uint32 {
 			imm, _ := l.brief(0, g)
 			l.links[0].batch.WriteImm(1, 0, l.memMR.SGE(0, page), l.links[0].landing(g), imm)
 			return imm
@@ -171,7 +173,7 @@ func TestBriefGrantsAreChecked(t *testing.T) {
 			landing := b.links[0].landing(g)
 			asks(a, b, wire.GetS, g)
 			bad := b.links[0].batch
-			if !bad.WriteImm(1, 0, b.memMR.SGE(0, page), landing, c.imm(b.Lane, g)) {
+			if !bad.WriteImm(1, 0, b.memMR.SGE(0, c.bytes), landing, c.imm(b.Lane, g)) {
 				t.Fatal("not sent")
 			}
 			_, err := bad.Post()

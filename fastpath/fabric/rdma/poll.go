@@ -130,12 +130,11 @@ func (l *Lane) tell(m *wire.Message) {
 // received takes in a packet, or a page with its grant: credits, and messages if there are any, which take hands out.
 func (l *Lane) received(k *link, w *verbs.WC) {
 	buf := uint32(w.ID & idMask)
-	if w.Opcode == verbs.OpRecvImm {
-		l.in = arrival{link: k, buf: buf, left: 1, imm: w.Imm, brief: true}
-		return
-	}
 	credits := int(w.Imm & immCredits)
 	switch {
+	case w.Opcode == verbs.OpRecvImm && w.Len == wire.PageSize:
+		l.in = arrival{link: k, buf: buf, left: 1, imm: w.Imm, brief: true}
+		return
 	case w.Flags&verbs.WithImm == 0 || w.Opcode != verbs.OpRecv || w.Imm&^(immCredits|immGoodbye) != 0 ||
 		k.credits+credits > k.most || w.Len%wire.Size != 0 || w.Len > recvSize:
 		l.lose(k, "poll", fabric.ErrGarbled)
@@ -161,8 +160,12 @@ func (l *Lane) take(m *wire.Message) bool {
 		in.left = 0
 		return false
 	}
-	ok := in.brief && l.expand(k.id, in.imm, m) ||
-		!in.brief && m.Decode(l.mem.Bytes()[in.at:in.at+wire.Size]) == nil && m.From == k.id
+	ok := false
+	if in.brief {
+		ok = l.expand(k.id, in.imm, m)
+	} else {
+		ok = m.Decode(l.mem.Bytes()[in.at:in.at+wire.Size]) == nil && m.From == k.id
+	}
 	if !ok {
 		in.left = 0
 		l.lose(k, "poll", fabric.ErrGarbled)
