@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ironspan/engine/control"
 	"ironspan/engine/lane"
 	"ironspan/engine/spec"
@@ -148,12 +150,25 @@ func TestUnanswered(t *testing.T) {
 	}
 }
 
+// mute is an endpoint that is never used.
+type mute struct {
+	fabric.Endpoint
+	fd int
+}
+
+func (m mute) FD() int { return m.fd }
+
 // TestUnansweredDevice: a vCPU reads a device of node 0, and there is no answer.
 func TestUnansweredDevice(t *testing.T) {
 	plan := &spec.Plan{Timeouts: spec.Timeouts{Lost: spec.Duration(20 * time.Millisecond)}}
 	plan.Nodes = []spec.PlanNode{{APICIDs: []uint32{0}}, {APICIDs: []uint32{2, 3}}}
 	n := newNode(Options{Log: slog.New(slog.DiscardHandler)}, &control.Job{Plan: plan, Node: 1}, nil)
-	silent, err := lane.New(lane.Config{Self: 1, Nodes: 2, VCPUs: 2}) // never started: it takes messages and answers none
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	silent, err := lane.New(lane.Config{Self: 1, Nodes: 2, VCPUs: 2, Endpoint: mute{fd: fd}}) // never started: it takes messages and answers none
 	if err != nil {
 		t.Fatal(err)
 	}

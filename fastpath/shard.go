@@ -12,6 +12,7 @@ import (
 
 	"ironspan/engine/coherence"
 	"ironspan/engine/wire"
+	"ironspan/fastpath/epoll"
 	"ironspan/fastpath/fabric"
 	"ironspan/fastpath/ram"
 	"ironspan/fastpath/uffd"
@@ -99,9 +100,8 @@ type Shard struct {
 
 	zero    *ram.Slots // one page of zeros, to copy from
 	wake    int        // eventfd that ends a sleep
+	waits   *epoll.Set // for that, the userfaultfd and the endpoint
 	base    time.Time  // the clock's zero
-	fds     [3]unix.PollFd
-	timeout unix.Timespec
 	scratch [8]byte
 
 	in       [messageBatch]wire.Message
@@ -141,13 +141,6 @@ type failure struct {
 	errno unix.Errno
 }
 
-// wait set, in the order of Shard.fds.
-const (
-	waitWake = iota
-	waitUffd
-	waitLane
-)
-
 // NewShard prepares a shard. Close frees what it holds.
 func NewShard(c ShardConfig) (_ *Shard, err error) {
 	switch {
@@ -185,9 +178,12 @@ func NewShard(c ShardConfig) (_ *Shard, err error) {
 	if s.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("fastpath: eventfd: %w", err)
 	}
-	s.fds[waitWake] = unix.PollFd{Fd: int32(s.wake), Events: unix.POLLIN}
-	s.fds[waitUffd] = unix.PollFd{Fd: int32(c.Uffd.FD()), Events: unix.POLLIN}
-	s.fds[waitLane] = unix.PollFd{Fd: int32(c.Endpoint.FD()), Events: unix.POLLIN}
+	if s.waits, err = epoll.New(); err != nil {
+		return nil, fmt.Errorf("fastpath: %w", err)
+	}
+	if err = errors.Join(s.waits.Add(s.wake, false), s.waits.Add(s.u.FD(), false), s.waits.Add(s.ep.FD(), true)); err != nil {
+		return nil, fmt.Errorf("fastpath: %w", err)
+	}
 	return s, nil
 }
 
@@ -216,6 +212,10 @@ func (s *Shard) Close() error {
 	var err error
 	if s.zero != nil {
 		err = s.zero.Close()
+	}
+	if s.waits != nil {
+		err = errors.Join(err, s.waits.Close())
+		s.waits = nil
 	}
 	if s.wake >= 0 {
 		unix.Close(s.wake)
@@ -392,28 +392,26 @@ func (s *Shard) sleep(now int64) bool {
 	if s.ep.Arm() {
 		return true
 	}
-	var timeout *unix.Timespec
+	timeout := epoll.Forever
 	if next := s.agent.Next(); next != math.MaxInt64 {
-		wait := max(next-now, 0)
-		s.timeout = unix.Timespec{Sec: wait / 1e9, Nsec: wait % 1e9}
-		timeout = &s.timeout
+		timeout = time.Duration(max(next-now, 0))
 	}
-	s.withholding.Store(timeout != nil)
+	s.withholding.Store(timeout != epoll.Forever)
 	defer s.withholding.Store(false)
 	if s.idle.Load() != s.told {
 		return true
 	}
 	s.metrics.Sleeps.Add(1)
-	for i := range s.fds {
-		s.fds[i].Revents = 0
+	faults := false
+	for _, e := range s.waits.Wait(timeout) {
+		switch int(e.Fd) {
+		case s.wake:
+			_, _ = unix.Read(s.wake, s.scratch[:]) // resets the count; fails only if it is 0 already
+		case s.u.FD():
+			faults = true
+		}
 	}
-	if _, err := unix.Ppoll(s.fds[:], timeout, nil); err != nil {
-		return true // EINTR; with others, the next call on the descriptor says what is wrong
-	}
-	if s.fds[waitWake].Revents != 0 {
-		_, _ = unix.Read(s.wake, s.scratch[:]) // resets the count; fails only if it is 0 already
-	}
-	return s.fds[waitUffd].Revents != 0
+	return faults
 }
 
 func (s *Shard) fail(op string, page wire.PFN, errno unix.Errno) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ironspan/engine/wire"
+	"ironspan/fastpath/epoll"
 	"ironspan/fastpath/fabric"
 	"ironspan/kvmhost"
 	"ironspan/kvmhost/apic"
@@ -128,7 +129,8 @@ type Lane struct {
 	}
 	spare []letter // the lane's: shared.letters' other buffer
 
-	wake    int // eventfd that ends the thread's sleep
+	wake    int        // eventfd that ends the thread's sleep
+	waits   *epoll.Set // for that, and the endpoint
 	hands   atomic.Uint32
 	stopped atomic.Bool
 	running atomic.Bool // Start was called
@@ -154,6 +156,13 @@ func New(cfg Config) (*Lane, error) {
 	var err error
 	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("lane: eventfd: %w", err)
+	}
+	if l.waits, err = epoll.New(); err == nil {
+		err = errors.Join(l.waits.Add(l.wake, false), l.waits.Add(cfg.Endpoint.FD(), true))
+	}
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("lane: %w", err)
 	}
 	for i := range l.waiters {
 		if l.waiters[i].event, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
@@ -201,6 +210,9 @@ func (l *Lane) Close() {
 		if l.waiters[i].event >= 0 {
 			unix.Close(l.waiters[i].event)
 		}
+	}
+	if l.waits != nil {
+		l.waits.Close()
 	}
 	if l.wake >= 0 {
 		unix.Close(l.wake)
@@ -250,16 +262,10 @@ func (l *Lane) sleep(now time.Time) {
 	if l.waiting() || l.stopped.Load() {
 		return
 	}
-	fds := [...]unix.PollFd{
-		{Fd: int32(l.wake), Events: unix.POLLIN},
-		{Fd: int32(l.cfg.Endpoint.FD()), Events: unix.POLLIN},
-	}
-	ts := unix.NsecToTimespec(int64(l.clock.wait(now)))
-	if _, err := unix.Ppoll(fds[:], &ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
-		panic(fmt.Sprintf("lane: ppoll on the machine lane: %v", err)) // only a closed descriptor gives that
-	}
-	if fds[0].Revents != 0 {
-		drainEvent(l.wake)
+	for _, e := range l.waits.Wait(l.clock.wait(now)) {
+		if int(e.Fd) == l.wake {
+			drainEvent(l.wake)
+		}
 	}
 }
 

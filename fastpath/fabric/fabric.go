@@ -143,14 +143,14 @@ type Endpoint interface {
 	// their number. Each message has passed wire.Message.Decode, each word is as this node gave it, and the From of
 	// either is the peer whose link it concerns: no peer can send a kind that Decode refuses, so such a kind tells that
 	// it is a word. Poll also goes on with posts that were held back for want of room at the peer, takes note of
-	// completions, and makes FD quiet again. A non-nil error says that one peer was lost; the n messages
+	// completions. A non-nil error says that one peer was lost; the n messages
 	// are good nevertheless.
 	Poll(ms []wire.Message) (n int, lost *PeerError)
-	// FD is a descriptor to sleep on, the same one for the endpoint's life: after Arm returned false it
-	// becomes readable (epoll, poll; level-triggered) when Poll has something to do. It is never read by
-	// the caller.
+	// FD is a descriptor to sleep on, the same one for the endpoint's life: after Arm returned false, something to
+	// read comes to it when Poll has something to do. It is for edge-triggered epoll: what came before may lie there
+	// for long, so that it stays readable. It is never read by the caller.
 	FD() int
-	// Arm asks for FD to become readable from now on. It returns true if there is something to do already;
+	// Arm asks for something new to read at FD from now on. It returns true if there is something to do already;
 	// then the caller must Poll and not sleep. To sleep without losing a wake-up: Flush, Arm, and only if
 	// it returned false, wait for FD. Once Poll has been called, Arm again before the next sleep.
 	Arm() bool

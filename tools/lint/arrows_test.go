@@ -28,7 +28,7 @@ var rooms = map[string]room{
 		ours: []string{"engine/cluster", "engine/control", "engine/spec", "engine/wire"},
 	},
 	"engine/lane": {
-		ours:    []string{"engine/wire", "fastpath/fabric", "kvmhost/..."},
+		ours:    []string{"engine/wire", "fastpath/epoll", "fastpath/fabric", "kvmhost/..."},
 		outside: []string{"golang.org/x/sys"},
 		tests:   []string{"engine/leaktest"},
 	},
@@ -57,14 +57,15 @@ var rooms = map[string]room{
 	},
 	"kvmhost/internal/initrd": {outside: []string{"github.com/cavaliergopher/cpio"}}, // of its tests' guests
 
-	"fastpath/uffd": {outside: []string{"golang.org/x/sys"}},
+	"fastpath/epoll": {outside: []string{"golang.org/x/sys"}},
+	"fastpath/uffd":  {outside: []string{"golang.org/x/sys"}},
 	"fastpath/ram": {
 		ours:    []string{"engine/wire", "fastpath/fabric", "fastpath/uffd"},
 		outside: []string{"golang.org/x/sys"},
 	},
 	"fastpath/fabric":      {ours: []string{"engine/wire"}},
-	"fastpath/fabric/shm":  {ours: []string{"engine/wire", "fastpath/fabric"}, outside: []string{"golang.org/x/sys"}, tests: []string{"fastpath/ram"}},
-	"fastpath/fabric/rdma": {ours: []string{"engine/wire", "fastpath/fabric", "verbs"}, outside: []string{"golang.org/x/sys"}, tests: []string{"fastpath/ram"}},
+	"fastpath/fabric/shm":  {ours: []string{"engine/wire", "fastpath/fabric"}, outside: []string{"golang.org/x/sys"}, tests: []string{"fastpath/epoll", "fastpath/ram"}},
+	"fastpath/fabric/rdma": {ours: []string{"engine/wire", "fastpath/fabric", "verbs"}, outside: []string{"golang.org/x/sys"}, tests: []string{"fastpath/epoll", "fastpath/ram"}},
 	"fastpath": {
 		ours:    []string{"engine/coherence", "engine/wire", "fastpath/...", "verbs"},
 		outside: []string{"github.com/HdrHistogram/hdrhistogram-go", "golang.org/x/sys"},

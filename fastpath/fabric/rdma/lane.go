@@ -54,7 +54,8 @@ type Lane struct {
 	adapter *Adapter
 
 	ch    *verbs.Channel
-	cq    *verbs.CQ
+	in    queue         // of receives
+	out   queue         // of requests
 	mem   *verbs.Memory // receive buffers, then bounce pages, of all peers
 	memMR *verbs.MR
 	home  *verbs.MR // nil without memory
@@ -63,22 +64,40 @@ type Lane struct {
 	// questions are what this node asked for, by slot, for the brief answers.
 	questions []question
 
-	armed  bool          // an event is to come of the next completion
-	seen   bool          // completions were polled since, so it has come, or will
-	spared bool          // the last Arm did nothing
-	dirty  []wire.NodeID // links with something in their batch; each once
-	busy   []wire.NodeID // links that the next end of a Poll has to go on with; each once
-	due    uint64        // links with words to hand out, by bit
-	lost   []*fabric.PeerError
+	resting  bool          // Arm was called, and Poll not since
+	events   int           // that came, or will, and were not taken from the channel
+	open     uint64        // links with requests that are not known to be over, by bit
+	promised int           // words to come, or due
+	dirty    []wire.NodeID // links with something in their batch; each once
+	busy     []wire.NodeID // links that the next end of a Poll has to go on with; each once
+	due      uint64        // links with words to hand out, by bit
+	lost     []*fabric.PeerError
 
 	// Completions polled and not handled yet: wcs[wcAt:wcEnd].
 	wcs         []verbs.WC
 	wcAt, wcEnd int
-	in          arrival
+	packet      arrival
 
 	stats fabric.Stats
 	done  bool
 }
+
+// queue is a completion queue, and what is known of the event that it was asked for.
+type queue struct {
+	cq    *verbs.CQ
+	armed bool // an event is to come of the next completion
+	seen  bool // completions were polled since, so it has come, or will
+}
+
+// poll takes completions.
+func (q *queue) poll(wcs []verbs.WC) (int, error) {
+	n, err := q.cq.Poll(wcs)
+	q.seen = q.seen || n > 0
+	return n, err
+}
+
+// watched says whether the event is still to come.
+func (q *queue) watched() bool { return q.armed && !q.seen }
 
 // arrival is a packet some of whose messages Poll has not handed out yet.
 type arrival struct {
@@ -219,12 +238,16 @@ func (a *Adapter) NewLane(cfg fabric.Config) (_ *Lane, err error) {
 	if l.ch, err = a.dev.CreateChannel(); err != nil {
 		return nil, err
 	}
-	// Deep enough for all requests of all peers to be flushed at once.
-	depth := (opt.SendWR + opt.Depth + creditRecvs) * max(cfg.Nodes-1, 1)
-	if l.cq, err = a.dev.CreateCQ(depth, l.ch); err != nil {
+	// Deep enough for all requests, and receives, of all peers to be flushed at once.
+	peers := max(cfg.Nodes-1, 1)
+	requests, receives := opt.SendWR*peers, (opt.Depth+creditRecvs)*peers
+	if l.in.cq, err = a.dev.CreateCQ(receives, l.ch); err != nil {
 		return nil, err
 	}
-	l.wcs = make([]verbs.WC, depth)
+	if l.out.cq, err = a.dev.CreateCQ(requests, l.ch); err != nil {
+		return nil, err
+	}
+	l.wcs = make([]verbs.WC, requests+receives)
 	for n := range l.links {
 		l.links[n].init(wire.NodeID(n), l)
 	}
@@ -277,7 +300,7 @@ func (l *Lane) makeMemory() (err error) {
 // Adapter is the lane's adapter.
 func (l *Lane) Adapter() *Adapter { return l.adapter }
 
-// FD is the completion channel's descriptor.
+// FD is the completion channel's descriptor. It stays readable: see fabric.Endpoint.
 func (l *Lane) FD() int { return l.ch.FD() }
 
 // Stats returns the counters.
@@ -321,16 +344,16 @@ func (l *Lane) goodbye() {
 	}
 	// Each goodbye is the last request of its queue: its completion, or any failure, ends the wait.
 	for end := time.Now().Add(farewell); waiting > 0 && time.Now().Before(end); {
-		if err := l.cq.Arm(); err != nil {
+		if err := l.out.cq.Arm(); err != nil {
 			return
 		}
-		n, err := l.cq.Poll(l.wcs)
+		n, err := l.out.cq.Poll(l.wcs)
 		if err != nil {
 			return
 		}
 		for _, w := range l.wcs[:n] {
 			k := &l.links[w.ID>>idPeerShift]
-			if k.state == linkUp && (w.Status != verbs.StatusSuccess || w.ID&idRecv == 0 && uint32(w.ID&idMask) == k.posted) {
+			if k.state == linkUp && (w.Status != verbs.StatusSuccess || uint32(w.ID&idMask) == k.posted) {
 				k.state = linkLost
 				waiting--
 			}
@@ -355,8 +378,10 @@ func (l *Lane) free() error {
 		}
 		l.links[i].state = linkLost
 	}
-	if l.cq != nil {
-		errs = append(errs, l.cq.Close())
+	for _, q := range []queue{l.in, l.out} {
+		if q.cq != nil {
+			errs = append(errs, q.cq.Close())
+		}
 	}
 	if l.ch != nil {
 		errs = append(errs, l.ch.Close())

@@ -8,9 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ironspan/engine/wire"
+	"ironspan/fastpath/epoll"
 	"ironspan/fastpath/fabric"
 	"ironspan/verbs"
 )
@@ -37,6 +36,7 @@ type node struct {
 	t          testing.TB
 	id         wire.NodeID
 	ram, slots *verbs.Memory
+	waits      *epoll.Set // for FD; sleep makes it
 }
 
 // mesh makes n nodes of this process, all connected over the machine's first RDMA device.
@@ -62,6 +62,32 @@ func mesh(t testing.TB, n int, opt Options) []*node {
 		}
 	}
 	return ns
+}
+
+// sleep waits for something new at FD, and says whether it came.
+func (n *node) sleep(timeout time.Duration) bool {
+	if n.waits == nil {
+		var err error
+		if n.waits, err = epoll.New(); err != nil {
+			n.t.Error(err)
+			return false
+		}
+		n.t.Cleanup(func() { n.waits.Close() })
+		if err = n.waits.Add(n.FD(), true); err != nil {
+			n.t.Error(err)
+		}
+	}
+	return len(n.waits.Wait(timeout)) > 0
+}
+
+// wakes says whether something comes to FD within the time that a test has for it; signals are no such thing.
+func (n *node) wakes() bool {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if n.sleep(max(0, time.Until(end))) {
+			return true
+		}
+	}
+	return false
 }
 
 func newNode(t testing.TB, id wire.NodeID, n int, opt Options) *node {
@@ -115,10 +141,7 @@ func (n *node) next(ms []wire.Message) (int, *fabric.PeerError) {
 			n.t.Fatalf("node %d: nothing for 20 s: %+v", n.id, n.Stats().Snapshot())
 		}
 		if !n.Arm() {
-			fds := []unix.PollFd{{Fd: int32(n.FD()), Events: unix.POLLIN}}
-			if _, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) {
-				n.t.Fatal(err)
-			}
+			n.sleep(100 * time.Millisecond)
 		}
 	}
 }
@@ -682,11 +705,8 @@ func TestArmAndWake(t *testing.T) {
 				if n > 0 || b.Arm() {
 					continue
 				}
-				fds := []unix.PollFd{{Fd: int32(b.FD()), Events: unix.POLLIN}}
-				if k, err := unix.Poll(fds, 20000); k == 0 {
+				if !b.wakes() {
 					return "a wake-up was lost"
-				} else if err != nil && !errors.Is(err, unix.EINTR) {
-					return err.Error()
 				}
 			}
 			return ""
@@ -707,6 +727,71 @@ func TestArmAndWake(t *testing.T) {
 	}
 	if n := b.Stats().Armed.Load(); n == 0 {
 		t.Error("it never slept")
+	}
+}
+
+// Events that nobody reads neither keep a sleeper awake nor pile up, and those to come still wake it.
+func TestEventsStayUnread(t *testing.T) {
+	ns := mesh(t, 2, Options{})
+	a, b := ns[0], ns[1]
+	quiet := func(n *node) {
+		t.Helper()
+		for range 3 { // what came while nobody slept is told once
+			var ms [1]wire.Message
+			if k, lost := n.Poll(ms[:]); k > 0 || lost != nil {
+				t.Fatal(k, lost)
+			}
+			if !n.Arm() && !n.sleep(50*time.Millisecond) {
+				return
+			}
+		}
+		t.Errorf("node %d is woken for nothing", n.id)
+	}
+	for i := range 3 * eventsKept {
+		a.Send(1, a.msg(i))
+		a.Flush()
+		if m := b.get(); m.Txn != uint32(i) {
+			t.Fatalf("got %+v", m)
+		}
+		if a.events > eventsKept || b.events > eventsKept {
+			t.Fatalf("%d and %d events wait", a.events, b.events)
+		}
+		if i%eventsKept == eventsKept/2 {
+			quiet(a)
+			quiet(b)
+		}
+	}
+	if b.events == 0 {
+		t.Error("it read each event")
+	}
+}
+
+// Who sleeps with nothing to wait for hears of the end of what another posts meanwhile, and so of a loss.
+func TestPostsWhileAsleep(t *testing.T) {
+	ns := mesh(t, 2, Options{})
+	a, b := ns[0], ns[1]
+	a.ReadPage(1, homePages*page, 0, over(wire.Fetched, 1, 0))
+	a.Flush()
+	if m := a.get(); m.Kind != wire.Fetched || a.open != 0 {
+		t.Fatalf("got %+v, open %b", m, a.open)
+	}
+	var ms [1]wire.Message
+	for a.Arm() {
+		if n, lost := a.Poll(ms[:]); n > 0 || lost != nil {
+			t.Fatal(n, lost)
+		}
+	}
+	if a.out.watched() {
+		t.Fatal("it asked for an event that no request will raise")
+	}
+	must(t, b.links[0].qp.Fail()) // takes nothing any more
+	a.Send(1, a.msg(1))
+	a.Flush()
+	if !a.out.watched() {
+		t.Error("it would not hear of the end")
+	}
+	if lost := a.loss(); lost.Op != "send" {
+		t.Errorf("lost: %v", lost)
 	}
 }
 

@@ -93,7 +93,7 @@ func (l *Lane) makeQP(k *link) error {
 		return err
 	}
 	cfg := verbs.QPConfig{
-		SendCQ: l.cq, RecvCQ: l.cq, SendWR: l.opt.SendWR, RecvWR: l.opt.Depth + creditRecvs, MaxInline: recvSize,
+		SendCQ: l.out.cq, RecvCQ: l.in.cq, SendWR: l.opt.SendWR, RecvWR: l.opt.Depth + creditRecvs, MaxInline: recvSize,
 		SendSGE: min(runPages, limits.MaxSGE),
 	}
 	qp, err := l.adapter.pd.CreateQP(cfg)

@@ -10,6 +10,7 @@ import (
 
 // Poll hands out messages and words, notes completions, posts the receives anew and goes on with what waits.
 func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
+	l.resting = false
 	words := 0
 	for n < len(ms) {
 		if l.due != 0 {
@@ -18,21 +19,14 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 			words++
 			continue
 		}
-		if l.in.left > 0 {
+		if l.packet.left > 0 {
 			if l.take(&ms[n]) {
 				n++
 			}
 			continue
 		}
-		if l.wcAt == l.wcEnd {
-			got, err := l.cq.Poll(l.wcs[:min(len(ms)-n, len(l.wcs))])
-			if err != nil {
-				l.loseAll(err)
-			}
-			if l.wcAt, l.wcEnd = 0, got; got == 0 {
-				break
-			}
-			l.seen = true
+		if l.wcAt == l.wcEnd && !l.collect(min(len(ms)-n, len(l.wcs))) {
+			break
 		}
 		w := &l.wcs[l.wcAt]
 		l.wcAt++
@@ -49,43 +43,75 @@ func (l *Lane) Poll(ms []wire.Message) (n int, lost *fabric.PeerError) {
 	return n, lost
 }
 
-// Arm asks for an event at the next completion, and looks whether one is there already; where the event is still to come
-// that was asked for before, it does neither. Events of before are taken here and not by Poll: that way the messages that
-// they announced are answered first.
+// collect polls for up to most completions, all of which are handled; false if there are none. Requests come first: of a
+// peer that is lost, they know the reason.
+func (l *Lane) collect(most int) bool {
+	l.wcAt, l.wcEnd = 0, 0
+	if l.open != 0 {
+		l.gather(&l.out, most)
+	}
+	l.gather(&l.in, most)
+	return l.wcEnd > 0
+}
+
+// gather appends completions of a queue to those to be handled, up to most in all.
+func (l *Lane) gather(q *queue, most int) (n int) {
+	n, err := q.poll(l.wcs[l.wcEnd:most])
+	if err != nil {
+		l.loseAll(err)
+		return 0
+	}
+	l.wcEnd += n
+	return n
+}
+
+// eventsKept is how many events may wait in the channel. Nobody reads them, as FD is watched for new ones, so they are
+// taken when there is time: while a word is waited for, or when they are so many.
+const eventsKept = 32
+
+// Arm asks for an event at the next completion of each queue that has one to come, and looks whether one is there
+// already; where the event is still to come that was asked for before, it does neither.
 func (l *Lane) Arm() bool {
-	if l.wcAt != l.wcEnd || l.in.left > 0 || l.due != 0 || len(l.busy) > 0 || len(l.lost) > 0 {
+	if l.wcAt != l.wcEnd || l.packet.left > 0 || l.due != 0 || len(l.busy) > 0 || len(l.lost) > 0 {
 		return true
 	}
-	if l.armed && !l.seen && !l.spared {
-		// Still so. But not twice in a row: an event that came late has to be taken some time, or FD stays readable.
-		l.spared = true
-		l.stats.Armed.Add(1)
-		return false
-	}
-	l.spared = false
-	if l.armed {
-		l.armed = false
+	if l.events >= eventsKept || l.events > 0 && l.promised > 0 {
+		l.events = 0
 		if _, err := l.ch.Drain(); err != nil {
 			l.loseAll(err)
 			return true
 		}
 	}
-	if err := l.cq.Arm(); err != nil {
-		l.loseAll(err)
+	l.wcAt, l.wcEnd = 0, 0
+	if l.open != 0 {
+		l.watch(&l.out)
+	}
+	if l.watch(&l.in); l.wcEnd > 0 || len(l.lost) > 0 {
 		return true
 	}
-	l.armed, l.seen = true, false
-	n, err := l.cq.Poll(l.wcs)
-	if err != nil {
-		l.loseAll(err)
-		return true
-	}
-	if l.wcAt, l.wcEnd = 0, n; n > 0 {
-		l.seen = true
-		return true
-	}
+	l.resting = true
 	l.stats.Armed.Add(1)
 	return false
+}
+
+// watch asks for the queue's event, if none is to come, and looks for completions that will raise none.
+func (l *Lane) watch(q *queue) {
+	if !q.watched() && l.arm(q) {
+		l.gather(q, len(l.wcs))
+	}
+}
+
+func (l *Lane) arm(q *queue) bool {
+	if q.armed {
+		l.events++
+	}
+	q.armed, q.seen = false, false
+	if err := q.cq.Arm(); err != nil {
+		l.loseAll(err)
+		return false
+	}
+	q.armed = true
+	return true
 }
 
 // complete takes one completion.
@@ -109,7 +135,9 @@ func (l *Lane) sent(k *link, upTo uint32) {
 	if upTo-k.finished > k.posted-k.finished {
 		return // not one of ours
 	}
-	k.finished = upTo
+	if k.finished = upTo; upTo == k.posted {
+		l.open &^= 1 << k.id
+	}
 	over := k.mark(upTo)
 	k.pagesDone, k.wordsDone = over.pages, over.words
 	if k.wordsTold != k.wordsDone {
@@ -122,6 +150,7 @@ func (l *Lane) sent(k *link, upTo uint32) {
 func (l *Lane) tell(m *wire.Message) {
 	k := &l.links[bits.TrailingZeros64(l.due)]
 	*m = k.words[k.wordsTold%uint64(len(k.words))]
+	l.promised--
 	if k.wordsTold++; k.wordsTold == k.wordsDone {
 		l.due &^= 1 << k.id
 	}
@@ -133,7 +162,7 @@ func (l *Lane) received(k *link, w *verbs.WC) {
 	credits := int(w.Imm & immCredits)
 	switch {
 	case w.Opcode == verbs.OpRecvImm && w.Len == wire.PageSize:
-		l.in = arrival{link: k, buf: buf, left: 1, imm: w.Imm, brief: true}
+		l.packet = arrival{link: k, buf: buf, left: 1, imm: w.Imm, brief: true}
 		return
 	case w.Flags&verbs.WithImm == 0 || w.Opcode != verbs.OpRecv || w.Imm&^(immCredits|immGoodbye) != 0 ||
 		k.credits+credits > k.most || w.Len%wire.Size != 0 || w.Len > recvSize:
@@ -148,13 +177,13 @@ func (l *Lane) received(k *link, w *verbs.WC) {
 		l.receiveAgain(k, buf)
 		return
 	}
-	l.in = arrival{link: k, buf: buf, at: k.recvAt + uint64(buf)*recvSize, left: int(w.Len / wire.Size)}
+	l.packet = arrival{link: k, buf: buf, at: k.recvAt + uint64(buf)*recvSize, left: int(w.Len / wire.Size)}
 }
 
 // take decodes the next message of the packet into m; false if its sender is lost. After the last one the receive
 // buffer is posted again.
 func (l *Lane) take(m *wire.Message) bool {
-	in := &l.in
+	in := &l.packet
 	k := in.link
 	if k.state != linkUp {
 		in.left = 0
@@ -223,15 +252,8 @@ func (l *Lane) reap(k *link) bool {
 		l.wcEnd = copy(l.wcs, l.wcs[l.wcAt:l.wcEnd])
 		l.wcAt = 0
 	}
-	if l.wcEnd < len(l.wcs) {
-		from := l.wcEnd
-		n, err := l.cq.Poll(l.wcs[from:])
-		if err != nil {
-			l.loseAll(err)
-			return false
-		}
-		l.wcEnd = from + n
-		l.seen = l.seen || n > 0
+	if l.gather(&l.out, len(l.wcs)); k.state != linkUp {
+		return false
 	}
 	keep := 0
 	for i := range l.wcEnd {
@@ -257,6 +279,8 @@ func (l *Lane) lose(k *link, op string, reason error) {
 	k.state = linkLost
 	k.heldLen, k.packetLen = 0, 0
 	l.due &^= 1 << k.id
+	l.open &^= 1 << k.id
+	l.promised -= int(k.wordsUsed - k.wordsTold)
 	if k.qp != nil {
 		k.batch.Reset()
 		k.recvs.Reset()

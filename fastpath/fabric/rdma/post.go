@@ -167,6 +167,7 @@ func (l *Lane) promise(k *link, op string, over *wire.Message) bool {
 	}
 	k.words[k.wordsUsed%uint64(len(k.words))] = *over
 	k.wordsUsed++
+	l.promised++
 	return true
 }
 
@@ -209,6 +210,7 @@ func (l *Lane) pump(k *link) {
 // otherwise often enough that a full queue, or a dearth of bounce pages, always has a completion to come.
 func (l *Lane) next(k *link, word bool) (id uint64, f verbs.SendFlags) {
 	k.posted++
+	l.open |= 1 << k.id
 	k.run.pages = 0
 	if word || k.posted-k.signalled >= uint32(l.opt.SendWR/4) ||
 		k.pagesSent-k.mark(k.signalled).pages >= uint64(max(l.opt.Bounce/2, 1)) {
@@ -306,8 +308,12 @@ func (l *Lane) touch(k *link) {
 	}
 }
 
-// Flush ends the packets and rings the doorbell of every link with posts in its batch.
+// Flush ends the packets and rings the doorbell of every link with posts in its batch. Where somebody sleeps who had
+// nothing to wait for, it sees to it that he hears of the end of these.
 func (l *Lane) Flush() {
+	if l.resting && len(l.dirty) > 0 && !l.out.watched() {
+		l.arm(&l.out)
+	}
 	for _, id := range l.dirty {
 		k := &l.links[id]
 		k.dirty = false
