@@ -145,10 +145,12 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 		return m, err
 	}
 
+	vcpus := fastpath.NewVCPUs(len(me.APICIDs))
 	for s, agent := range m.agents {
 		shard, err := fastpath.NewShard(fastpath.ShardConfig{
 			Agent: agent, Homes: m.homes, RAM: m.ram, Slots: m.slots[s], Uffd: m.uffds[s], Endpoint: m.lanes[s],
-			CPU: m.pins.shard(s), Poll: pollMode(p.Poll), Threads: threads, OnPeerLost: n.FabricLost,
+			CPU: m.pins.shard(s), Poll: pollMode(p.Poll), Threads: threads, VCPUs: vcpus,
+			OnPeerLost: n.FabricLost,
 		})
 		if err != nil {
 			return m, err

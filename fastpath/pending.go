@@ -30,14 +30,15 @@ func newPending(pages int) pending {
 
 func (p *pending) home(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> 20 & p.mask }
 
-// begin notes that a page is waited for since now, unless it already is for longer.
-func (p *pending) begin(page wire.PFN, now int64) {
+// begin notes that a page is waited for since now; false if it already is for longer, or there is no room.
+func (p *pending) begin(page wire.PFN, now int64) bool {
 	i, ok := p.find(page)
 	if ok || 2*p.n >= len(p.slots) {
-		return
+		return false
 	}
 	p.slots[i] = waiting{key: uint64(page) + 1, start: now}
 	p.n++
+	return true
 }
 
 // find returns the page's place, or that of the free slot where the search ended.

@@ -221,6 +221,9 @@ func (s *Shard) resumed(now int64, a *coherence.Action) {
 	if !ok {
 		return
 	}
+	if s.vcpus != nil {
+		s.vcpus.waiting.Add(-1)
+	}
 	end := s.clock()
 	kind := ReadFault
 	switch {

@@ -73,10 +73,13 @@ type ShardConfig struct {
 	// Poll, and for Adaptive: Spin, how long to poll before sleeping (0: DefaultSpin), and Threads, how many
 	// threads this machine has that want a core of their own: vCPUs, shards, lanes, of all nodes on it. If it
 	// is more than there are cores, the shard sleeps at once, whatever the mode: polling would keep the threads
-	// it waits for from running. If it is 0, not known, Adaptive sleeps at once on fewer than 4 cores.
+	// it waits for from running. If it is 0, not known, Adaptive sleeps at once on fewer than 4 cores. Where it
+	// would, it yields and polls nevertheless while all vCPUs of the node wait for pages, unless the mode is Event;
+	// if VCPUs is nil, it does not know.
 	Poll    PollMode
 	Spin    time.Duration
 	Threads int
+	VCPUs   *VCPUs // the node's, the same for all of its shards
 
 	// OnPeerLost is told of each lost peer, once, on the shard's thread. It must not block. The shard goes on
 	// serving the other peers.
@@ -95,7 +98,8 @@ type Shard struct {
 	forget func(wire.PFN) unix.Errno
 
 	cpu        int
-	spin       int64 // nanoseconds to poll before sleeping; math.MaxInt64: never sleep
+	spin       int64  // nanoseconds to poll before sleeping; math.MaxInt64: never sleep
+	vcpus      *VCPUs // to poll for while all of them wait; nil: not to
 	continueWP bool
 
 	zero    *ram.Slots // one page of zeros, to copy from
@@ -168,6 +172,9 @@ func NewShard(c ShardConfig) (_ *Shard, err error) {
 			s.Close()
 		}
 	}()
+	if s.spin == 0 && c.Poll != Event {
+		s.vcpus = c.VCPUs
+	}
 	if s.onLost == nil {
 		s.onLost = func(*fabric.PeerError) {}
 	}
@@ -301,7 +308,7 @@ func (s *Shard) clock() int64 { return int64(time.Since(s.base)) }
 
 func (s *Shard) loop() {
 	readFaults := true
-	busyUntil := s.clock() + min(s.spin, math.MaxInt64/2)
+	busy := s.clock() // when there was something to do
 	for !s.stop.Load() {
 		now := s.clock()
 		n, lost := s.ep.Poll(s.in[:])
@@ -346,17 +353,20 @@ func (s *Shard) loop() {
 		}
 		s.shot.answer(s)
 		s.metrics.Rounds.Add(1)
-		readFaults = true
-		if s.spin > 0 {
-			if n > 0 || faults > 0 || due || lost != nil {
-				busyUntil = now + min(s.spin, math.MaxInt64/2)
-			}
-			if now < busyUntil || s.spin == math.MaxInt64 {
-				s.metrics.Spins.Add(1)
-				continue
-			}
+		if n > 0 || faults > 0 || due || lost != nil {
+			busy = now
 		}
-		readFaults = s.sleep(now)
+		switch {
+		case s.spin == math.MaxInt64 || now-busy < s.spin:
+			readFaults = true
+			s.metrics.Spins.Add(1)
+		case s.awaits(now, busy):
+			readFaults = false // nobody is there who could have any
+			s.metrics.Spins.Add(1)
+			yield()
+		default:
+			readFaults = s.sleep(now)
+		}
 	}
 }
 
@@ -375,7 +385,9 @@ func (s *Shard) serveFaults(now int64) int {
 			return n
 		}
 		s.metrics.Faults.Add(1)
-		s.pending.begin(page, now)
+		if s.pending.begin(page, now) && s.vcpus != nil {
+			s.vcpus.waiting.Add(1)
+		}
 		s.fault = current{page: page, kind: e.Kind}
 		if s.agent.Fault(now, page, e.Write) != coherence.OK {
 			s.fail("fault on a page of another shard", page, unix.EINVAL)

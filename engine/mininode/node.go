@@ -99,6 +99,7 @@ func (n *Node) buildShards() error {
 	if err != nil {
 		return err
 	}
+	vcpus := fastpath.NewVCPUs(len(c.Guest.Code))
 	for s := range c.Shards {
 		u, err := uffd.Open()
 		if err != nil {
@@ -130,7 +131,7 @@ func (n *Node) buildShards() error {
 		}
 		shard, err := fastpath.NewShard(fastpath.ShardConfig{
 			Agent: agent, Homes: homes, RAM: n.RAM, Slots: slots, Uffd: u, Endpoint: l, CPU: pinned(c.Pins.Shards, s),
-			Poll: c.Poll, Spin: c.Spin, Threads: c.Threads, OnPeerLost: n.FabricLost,
+			Poll: c.Poll, Spin: c.Spin, Threads: c.Threads, VCPUs: vcpus, OnPeerLost: n.FabricLost,
 		})
 		if err != nil {
 			return err

@@ -64,14 +64,13 @@ type Lane struct {
 	// questions are what this node asked for, by slot, for the brief answers.
 	questions []question
 
-	resting  bool          // Arm was called, and Poll not since
-	events   int           // that came, or will, and were not taken from the channel
-	open     uint64        // links with requests that are not known to be over, by bit
-	promised int           // words to come, or due
-	dirty    []wire.NodeID // links with something in their batch; each once
-	busy     []wire.NodeID // links that the next end of a Poll has to go on with; each once
-	due      uint64        // links with words to hand out, by bit
-	lost     []*fabric.PeerError
+	resting bool          // Arm was called, and Poll not since
+	events  int           // that came, or will, and were not taken from the channel
+	open    uint64        // links with requests that are not known to be over, by bit
+	dirty   []wire.NodeID // links with something in their batch; each once
+	busy    []wire.NodeID // links that the next end of a Poll has to go on with; each once
+	due     uint64        // links with words to hand out, by bit
+	lost    []*fabric.PeerError
 
 	// Completions polled and not handled yet: wcs[wcAt:wcEnd].
 	wcs         []verbs.WC

@@ -766,6 +766,30 @@ func TestEventsStayUnread(t *testing.T) {
 	}
 }
 
+// To read the events takes one that tells of a message which nobody has seen: Arm does.
+func TestEventTakenUnseen(t *testing.T) {
+	ns := mesh(t, 2, Options{})
+	a, b := ns[0], ns[1]
+	for a.events < eventsKept {
+		b.Send(0, b.msg(1))
+		b.Flush()
+		a.get()
+		for a.Arm() {
+			var ms [1]wire.Message
+			if n, lost := a.Poll(ms[:]); n > 0 || lost != nil {
+				t.Fatal(n, lost)
+			}
+		}
+		a.events = max(a.events, eventsKept-1) // two more are enough
+	}
+	b.Send(0, b.msg(2))
+	b.Flush()
+	time.Sleep(settled)
+	if !a.Arm() || a.events != 0 {
+		t.Errorf("it would sleep over a message; %d events wait", a.events)
+	}
+}
+
 // Who sleeps with nothing to wait for hears of the end of what another posts meanwhile, and so of a loss.
 func TestPostsWhileAsleep(t *testing.T) {
 	ns := mesh(t, 2, Options{})

@@ -65,8 +65,8 @@ func (l *Lane) gather(q *queue, most int) (n int) {
 	return n
 }
 
-// eventsKept is how many events may wait in the channel. Nobody reads them, as FD is watched for new ones, so they are
-// taken when there is time: while a word is waited for, or when they are so many.
+// eventsKept is how many events may wait in the channel until they are taken: nobody needs to read them, as FD is watched
+// for new ones, and to do so one at a time, while somebody waits for what they announced, is slower.
 const eventsKept = 32
 
 // Arm asks for an event at the next completion of each queue that has one to come, and looks whether one is there
@@ -75,7 +75,8 @@ func (l *Lane) Arm() bool {
 	if l.wcAt != l.wcEnd || l.packet.left > 0 || l.due != 0 || len(l.busy) > 0 || len(l.lost) > 0 {
 		return true
 	}
-	if l.events >= eventsKept || l.events > 0 && l.promised > 0 {
+	look := l.events >= eventsKept
+	if look { // one may be taken, too, whose completion nobody has seen
 		l.events = 0
 		if _, err := l.ch.Drain(); err != nil {
 			l.loseAll(err)
@@ -84,9 +85,9 @@ func (l *Lane) Arm() bool {
 	}
 	l.wcAt, l.wcEnd = 0, 0
 	if l.open != 0 {
-		l.watch(&l.out)
+		l.watch(&l.out, look)
 	}
-	if l.watch(&l.in); l.wcEnd > 0 || len(l.lost) > 0 {
+	if l.watch(&l.in, look); l.wcEnd > 0 || len(l.lost) > 0 {
 		return true
 	}
 	l.resting = true
@@ -94,9 +95,13 @@ func (l *Lane) Arm() bool {
 	return false
 }
 
-// watch asks for the queue's event, if none is to come, and looks for completions that will raise none.
-func (l *Lane) watch(q *queue) {
-	if !q.watched() && l.arm(q) {
+// watch asks for the queue's event, if none is to come, and looks for completions that will raise none; or for any, with
+// look.
+func (l *Lane) watch(q *queue, look bool) {
+	if q.watched() && !look {
+		return
+	}
+	if q.watched() || l.arm(q) {
 		l.gather(q, len(l.wcs))
 	}
 }
@@ -150,7 +155,6 @@ func (l *Lane) sent(k *link, upTo uint32) {
 func (l *Lane) tell(m *wire.Message) {
 	k := &l.links[bits.TrailingZeros64(l.due)]
 	*m = k.words[k.wordsTold%uint64(len(k.words))]
-	l.promised--
 	if k.wordsTold++; k.wordsTold == k.wordsDone {
 		l.due &^= 1 << k.id
 	}
@@ -280,7 +284,6 @@ func (l *Lane) lose(k *link, op string, reason error) {
 	k.heldLen, k.packetLen = 0, 0
 	l.due &^= 1 << k.id
 	l.open &^= 1 << k.id
-	l.promised -= int(k.wordsUsed - k.wordsTold)
 	if k.qp != nil {
 		k.batch.Reset()
 		k.recvs.Reset()

@@ -167,7 +167,6 @@ func (l *Lane) promise(k *link, op string, over *wire.Message) bool {
 	}
 	k.words[k.wordsUsed%uint64(len(k.words))] = *over
 	k.wordsUsed++
-	l.promised++
 	return true
 }
 
