@@ -145,7 +145,10 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 		return m, err
 	}
 
-	vcpus := fastpath.NewVCPUs(len(me.APICIDs))
+	var vcpus *fastpath.VCPUs
+	if p.Fabric == spec.FabricVerbs { // no other node needs the cores of those that wait
+		vcpus = fastpath.NewVCPUs(len(me.APICIDs))
+	}
 	for s, agent := range m.agents {
 		shard, err := fastpath.NewShard(fastpath.ShardConfig{
 			Agent: agent, Homes: m.homes, RAM: m.ram, Slots: m.slots[s], Uffd: m.uffds[s], Endpoint: m.lanes[s],

@@ -74,12 +74,13 @@ type ShardConfig struct {
 	// threads this machine has that want a core of their own: vCPUs, shards, lanes, of all nodes on it. If it
 	// is more than there are cores, the shard sleeps at once, whatever the mode: polling would keep the threads
 	// it waits for from running. If it is 0, not known, Adaptive sleeps at once on fewer than 4 cores. Where it
-	// would, it yields and polls nevertheless while all vCPUs of the node wait for pages, unless the mode is Event;
-	// if VCPUs is nil, it does not know.
+	// would, it polls nevertheless, and yields, while all vCPUs of the node wait for pages, unless the mode is Event.
 	Poll    PollMode
 	Spin    time.Duration
 	Threads int
-	VCPUs   *VCPUs // the node's, the same for all of its shards
+	// VCPUs are the node's, the same for all of its shards; nil where peers are on this machine, too, and need the
+	// cores of vCPUs that wait.
+	VCPUs *VCPUs
 
 	// OnPeerLost is told of each lost peer, once, on the shard's thread. It must not block. The shard goes on
 	// serving the other peers.

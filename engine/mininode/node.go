@@ -99,7 +99,10 @@ func (n *Node) buildShards() error {
 	if err != nil {
 		return err
 	}
-	vcpus := fastpath.NewVCPUs(len(c.Guest.Code))
+	var vcpus *fastpath.VCPUs
+	if c.Verbs != nil { // as the product does
+		vcpus = fastpath.NewVCPUs(len(c.Guest.Code))
+	}
 	for s := range c.Shards {
 		u, err := uffd.Open()
 		if err != nil {

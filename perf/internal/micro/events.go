@@ -54,8 +54,9 @@ func exit(c Scale, name string, nodes int, prepare, do func(*writer)) *Bench {
 	}
 }
 
-// ipi is an interrupt from one node's vCPU to another's and back. Its target sleeps in a halt, or runs in the guest. The
-// way is the same in both directions, and one clock measures: so a sample is half of the time there and back.
+// ipi is an interrupt from one node's vCPU to another's: from the write of the command to the first instruction of the
+// handler, as with a kick. The target sleeps in a halt, or runs in the guest. Its handler sends one back at once; the way
+// is the same in both directions, and one clock measures: so a sample is half of the time there and back.
 func ipi(c Scale, asleep bool) *Bench {
 	const name = "ipi"
 	labels := result.Labels{"target": "running"}
@@ -66,22 +67,17 @@ func ipi(c Scale, asleep bool) *Bench {
 		Name: result.Key(name, labels),
 		Trial: func() *Trial {
 			return &Trial{
-				Batches: eventBatches, Interrupts: true, Config: mininode.Config{Nodes: 2},
+				Batches: eventBatches, Interrupts: true, Echo: true, Config: mininode.Config{Nodes: 2},
 				VCPUs: []VCPU{
 					{0, func(w *writer) {
 						w.exchange(c.Events, func() {
 							w.start()
-							w.send(mininode.APICID(1, 0), wakeVector)
+							send(w.Asm, mininode.APICID(1, 0))
 							w.await(asleep)
-							w.stop()
+							w.stopAtWake()
 						})
 					}},
-					{1, func(w *writer) {
-						w.exchange(c.Events, func() {
-							w.await(asleep)
-							w.send(mininode.APICID(0, 0), wakeVector)
-						})
-					}},
+					{1, func(w *writer) { w.exchange(c.Events, func() { w.await(asleep) }) }},
 				},
 			}
 		},

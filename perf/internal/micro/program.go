@@ -3,6 +3,7 @@ package micro
 import (
 	"fmt"
 
+	"ironspan/engine/mininode"
 	"ironspan/engine/wire"
 	"ironspan/kvmhost/apic"
 	"ironspan/kvmhost/minivm"
@@ -163,20 +164,32 @@ func (w *writer) walk(a access, n int, timed bool) {
 	w.AddImm(table, 8).Dec(left).Jcc(minivm.NotEqual, again)
 }
 
-// send sends a fixed interrupt to one APIC ID.
-func (w *writer) send(to uint32, vector uint8) {
-	w.MovImm(minivm.RBX, apic.LAPICBase+0x300)
-	w.MovImm(minivm.RAX, uint64(to)<<24).Store32(minivm.RBX, 0x10, minivm.RAX)
-	w.MovImm(minivm.RAX, uint64(vector)).Store32(minivm.RBX, 0, minivm.RAX)
+// send sends the interrupt that wakes to one APIC ID. RAX and RBX are lost.
+func send(a *minivm.Asm, to uint32) {
+	a.MovImm(minivm.RBX, apic.LAPICBase+0x300)
+	a.MovImm(minivm.RAX, uint64(to)<<24).Store32(minivm.RBX, 0x10, minivm.RAX)
+	a.MovImm(minivm.RAX, wakeVector).Store32(minivm.RBX, 0, minivm.RAX)
+}
+
+// stopAtWake ends a sample at the last interrupt's arrival.
+func (w *writer) stopAtWake() {
+	w.MovImm(minivm.RBX, w.area()+tableAt).Load(minivm.RAX, minivm.RBX, 0)
+	w.Sub(minivm.RAX, began)
+	w.keep(minivm.RAX)
 }
 
 // handlers of a guest that takes interrupts: one notes the time in the first word of the table, counts in the second and
-// ends the interrupt; the other sleeps unless the count has reached R14, which nothing can change between the two.
+// ends the interrupt, after it has sent the answer, if there is to be one; the other sleeps unless the count has reached R14, which nothing can change between the two.
 func (t *Trial) handlers(node int) map[uint8][]byte {
 	if !t.Interrupts {
 		return nil
 	}
 	wake := minivm.NewAsm().Push(minivm.RAX).Push(minivm.RBX).Push(minivm.RDX).Rdtsc()
+	if t.Echo && node == 1 {
+		wake.Push(minivm.RAX)
+		send(wake, mininode.APICID(0, 0))
+		wake.Pop(minivm.RAX)
+	}
 	wake.MovImm(minivm.RBX, t.area(node, 0)+tableAt).Store(minivm.RBX, 0, minivm.RAX).LockInc(minivm.RBX, 8)
 	wake.MovImm(minivm.RBX, apic.LAPICBase+0xb0).MovImm(minivm.RAX, 0).Store32(minivm.RBX, 0, minivm.RAX)
 	wake.Pop(minivm.RDX).Pop(minivm.RBX).Pop(minivm.RAX).Iretq()

@@ -21,6 +21,7 @@ type Trial struct {
 	VCPUs      []VCPU // those of a node in order
 	Batches    int
 	Interrupts bool // guests take interrupts; one vCPU for each node
+	Echo       bool // node 1 answers each interrupt by one to node 0, from its handler
 	Snoop      bool // as production has it where KVM shadows
 	Counts     bool // samples are counts, and not cycles
 
