@@ -28,6 +28,7 @@ type layout struct {
 	prefetch      int
 	poll          PollMode
 	threads       int // as in ShardConfig
+	vcpus         int // that each node is said to have; 0: its shards are not told
 	tenure        coherence.Tenure
 	cache         int  // pages of other nodes that a shard may hold; 0: no bound
 	continueWP    bool // false: as if the kernel had no UFFDIO_CONTINUE_MODE_WP
@@ -74,6 +75,10 @@ func newTestNode(self int, l layout) (*testNode, error) {
 	if err := n.ram.Populate(nil); err != nil {
 		return nil, err
 	}
+	var vcpus *VCPUs
+	if l.vcpus > 0 {
+		vcpus = NewVCPUs(l.vcpus)
+	}
 	for i := range l.shards {
 		u, err := uffd.Open()
 		if err != nil {
@@ -101,7 +106,7 @@ func newTestNode(self int, l layout) (*testNode, error) {
 		}
 		shard, err := NewShard(ShardConfig{
 			Agent: agent, Homes: l.homes(), RAM: n.ram, Slots: slots, Uffd: u, Endpoint: lane, CPU: -1, Poll: l.poll, Threads: l.threads,
-			OnPeerLost: func(e *fabric.PeerError) { n.lost <- e },
+			VCPUs: vcpus, OnPeerLost: func(e *fabric.PeerError) { n.lost <- e },
 		})
 		if err != nil {
 			return nil, err

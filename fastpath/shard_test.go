@@ -215,6 +215,47 @@ func TestKindsOfFaults(t *testing.T) {
 	report(t, ns)
 }
 
+// Where cores are scarce, a shard polls while all vCPUs wait, and only then.
+func TestPollsWhileAllWait(t *testing.T) {
+	for name, c := range map[string]struct {
+		poll   PollMode
+		vcpus  int
+		shards int
+		polls  bool
+	}{
+		"all wait":               {Adaptive, 1, 1, true},
+		"all wait, one of two":   {Adaptive, 1, 2, true},
+		"busy":                   {Busy, 1, 1, true},
+		"event":                  {Event, 1, 1, false},
+		"one of two waits":       {Adaptive, 2, 1, false},
+		"nobody knows who waits": {Adaptive, 0, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const pages = 64
+			ns := cluster(t, layout{
+				nodes: 2, shards: c.shards, pages: pages, slots: 4, poll: c.poll, threads: 1 << 20, vcpus: c.vcpus, continueWP: true,
+			})
+			defer guard(t, ns, 30*time.Second)()
+			b := touch(t, ns[1])
+			for page := range wire.PFN(pages) {
+				mustRead(t, b, page, 0, 0)
+				mustWrite(t, b, page, 0, 1)
+			}
+			if err := ns[1].stop(); err != nil {
+				t.Fatal(err)
+			}
+			for i, s := range ns[1].shards {
+				if spins := s.Metrics().Spins.Load(); spins > 0 != c.polls {
+					t.Errorf("shard %d polled %d times", i, spins)
+				}
+				if s.vcpus != nil && s.vcpus.waiting.Load() != 0 {
+					t.Errorf("%d pages are still waited for", s.vcpus.waiting.Load())
+				}
+			}
+		})
+	}
+}
+
 // TestParking has a node use more pages of another one than it may hold: what it parks is in the home frame, zeros
 // included, and comes back from there without the home's doing, until the home wants it.
 func TestParking(t *testing.T) {
