@@ -49,6 +49,7 @@ type memoryHalf struct {
 	homes []coherence.Range
 	pins  pins
 	spin  bool // threads may poll
+	vcpus fastpath.VCPUs
 	runs  sync.WaitGroup
 }
 
@@ -147,7 +148,7 @@ func newMemory(ctx context.Context, n *node) (_ *memoryHalf, err error) {
 
 	var vcpus *fastpath.VCPUs
 	if p.Fabric == spec.FabricVerbs { // no other node needs the cores of those that wait
-		vcpus = fastpath.NewVCPUs(len(me.APICIDs))
+		vcpus = &m.vcpus
 	}
 	for s, agent := range m.agents {
 		shard, err := fastpath.NewShard(fastpath.ShardConfig{

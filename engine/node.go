@@ -274,6 +274,7 @@ func (n *node) newVM(offset int64) error {
 		Slots: memorySlots(n.plan, n.memory.ram.GuestView()), Bus: n.bus, Remote: remote{n}, CPUID: cpuid, Topology: topology(n.plan),
 		TSCKHz: n.me().TSCKHz, TSCOffset: offset, Stretch: stretch(dilated(n.plan.Nodes[0].TSCKHz, n.plan.Dilate)),
 	}
+	cfg.Awake = &n.memory.vcpus.Awake
 	cfg.Idle = func(idle bool) {
 		for _, s := range n.memory.shards {
 			s.SetIdle(idle)

@@ -28,7 +28,7 @@ type layout struct {
 	prefetch      int
 	poll          PollMode
 	threads       int // as in ShardConfig
-	vcpus         int // that each node is said to have; 0: its shards are not told
+	vcpus         int // that each node is said to have awake; 0: its shards are not told
 	tenure        coherence.Tenure
 	cache         int  // pages of other nodes that a shard may hold; 0: no bound
 	continueWP    bool // false: as if the kernel had no UFFDIO_CONTINUE_MODE_WP
@@ -77,7 +77,8 @@ func newTestNode(self int, l layout) (*testNode, error) {
 	}
 	var vcpus *VCPUs
 	if l.vcpus > 0 {
-		vcpus = NewVCPUs(l.vcpus)
+		vcpus = &VCPUs{}
+		vcpus.Awake.Store(int32(l.vcpus))
 	}
 	for i := range l.shards {
 		u, err := uffd.Open()

@@ -74,7 +74,8 @@ type ShardConfig struct {
 	// threads this machine has that want a core of their own: vCPUs, shards, lanes, of all nodes on it. If it
 	// is more than there are cores, the shard sleeps at once, whatever the mode: polling would keep the threads
 	// it waits for from running. If it is 0, not known, Adaptive sleeps at once on fewer than 4 cores. Where it
-	// would, it polls nevertheless, and yields, while all vCPUs of the node wait for pages, unless the mode is Event.
+	// would, it polls nevertheless, and yields, while all vCPUs of the node wait for pages or are halted, unless the mode is
+	// Event.
 	Poll    PollMode
 	Spin    time.Duration
 	Threads int

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -428,6 +429,32 @@ func TestConcurrentPosts(t *testing.T) {
 }
 
 // TestStop stops vCPUs that run, that exit all the time, that halt and that wait for a startup IPI.
+// Who waits for a startup IPI is not awake, and neither is who halts.
+func TestAwake(t *testing.T) {
+	var awake atomic.Int32
+	idle := make(chan bool, 8)
+	g := newGuest(t, 2, minivm.Config{
+		Code:     [][]byte{minivm.NewAsm().Out8(0xf2).Label("end").Int(vecHlt).Jmp("end").Bytes()},
+		Handlers: map[uint8][]byte{vecHlt: halting()},
+	}, func(c *Config) {
+		c.Awake = &awake
+		c.Idle = func(idles bool) { idle <- idles }
+	})
+	becomes := func(n int32) { waitFor(t, fmt.Sprint(n, " awake"), func() bool { return awake.Load() == n }) }
+	g.port(0xf2, onWrite(func([]byte) { becomes(1) }))
+	becomes(2)
+	g.start()
+	if !<-idle {
+		t.Error("idle before anybody slept")
+	}
+	becomes(0)
+	g.vm.Stop()
+	if err := g.wait(); err != nil {
+		t.Error(err)
+	}
+	becomes(2)
+}
+
 func TestStop(t *testing.T) {
 	spin := minivm.NewAsm().Out8(0xf2).Label("end").Jmp("end").Bytes()
 	exits := minivm.NewAsm().Label("end").Out8(0xf2).Jmp("end").Bytes()

@@ -65,6 +65,9 @@ type Config struct {
 	// Idle is told, on a vCPU's thread, when the last of this node's vCPUs goes to sleep in a halt, and when the
 	// first wakes again. It must be quick. Nil: nobody is.
 	Idle func(idle bool)
+	// Awake is where this node's vCPUs are counted that are not asleep, in a halt or before their startup IPI, for others
+	// to read. Nil: for nobody.
+	Awake *atomic.Int32
 	// Snoopers is how many threads call Snooper.Forget, each with one of its own. They reach the same RAM as Slots,
 	// through ServiceSlots: other mappings, which never fault. 0 where the VM is on this server alone, or
 	// Support.Translation is Nested.
@@ -88,7 +91,7 @@ type VM struct {
 	remote Remote
 	kickFn func(int)
 	idle   func(bool)
-	awake  atomic.Int32 // vCPU threads that are not asleep in a halt or before their startup IPI
+	awake  *atomic.Int32 // see Config.Awake
 
 	tscKHz    uint64
 	tscOffset atomic.Int64 // guest TSC less host TSC, as wanted; each vCPU's thread follows
@@ -161,6 +164,9 @@ func New(c Config) (_ *VM, err error) {
 	vm.kickFn = vm.kick
 	if vm.idle = c.Idle; vm.idle == nil {
 		vm.idle = func(bool) {}
+	}
+	if vm.awake = c.Awake; vm.awake == nil {
+		vm.awake = new(atomic.Int32)
 	}
 	vm.awake.Store(int32(len(c.VCPUs)))
 	vm.tscOffset.Store(c.TSCOffset)

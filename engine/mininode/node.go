@@ -47,6 +47,7 @@ type Node struct {
 	adapter *rdma.Adapter // nil: the shared-memory fabric
 	slots   []*ram.Slots
 	lanes   []fabric.Lane // one for each shard, then the machine lane
+	vcpus   fastpath.VCPUs
 	serving sync.WaitGroup
 	ran     chan error // what VM.Run returned; nil before Run and after Wait
 }
@@ -101,7 +102,7 @@ func (n *Node) buildShards() error {
 	}
 	var vcpus *fastpath.VCPUs
 	if c.Verbs != nil { // as the product does
-		vcpus = fastpath.NewVCPUs(len(c.Guest.Code))
+		vcpus = &n.vcpus
 	}
 	for s := range c.Shards {
 		u, err := uffd.Open()
@@ -199,6 +200,7 @@ func (n *Node) buildGuest() (err error) {
 	for i := range g.Code {
 		cfg.VCPUs = append(cfg.VCPUs, kvmhost.VCPUConfig{APICID: APICID(c.Self, i), CPU: pinned(c.Pins.VCPUs, i), BSP: i == 0})
 	}
+	cfg.Awake = &n.vcpus.Awake
 	if len(n.Shards) > 0 {
 		cfg.Idle = func(idle bool) {
 			for _, s := range n.Shards {
