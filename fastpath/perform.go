@@ -46,6 +46,7 @@ func (s *Shard) perform(now int64) {
 			s.ep.WriteBytes(a.Peer, fabric.RAM, uint64(a.Page)<<wire.PageShift, s.ram.Page(a.Page), &a.Msg)
 		case coherence.OpFetch:
 			s.stamp(&a.Msg)
+			s.fetching++
 			s.ep.ReadPage(a.Peer, uint64(a.Page)<<wire.PageShift, a.Msg.Slot, &a.Msg)
 		}
 	}

@@ -74,8 +74,8 @@ type ShardConfig struct {
 	// threads this machine has that want a core of their own: vCPUs, shards, lanes, of all nodes on it. If it
 	// is more than there are cores, the shard sleeps at once, whatever the mode: polling would keep the threads
 	// it waits for from running. If it is 0, not known, Adaptive sleeps at once on fewer than 4 cores. Where it
-	// would, it polls nevertheless, and yields, while all vCPUs of the node wait for pages or are halted, unless the mode is
-	// Event.
+	// would, it polls nevertheless, and yields, for pages that it fetches while all vCPUs of the node wait for some or are
+	// halted, unless the mode is Event.
 	Poll    PollMode
 	Spin    time.Duration
 	Threads int
@@ -115,6 +115,7 @@ type Shard struct {
 	pending  pending
 	gathered gathered
 	transit  transit
+	fetching int           // pages that are being read from their homes
 	cause    *wire.Message // what the agent acts upon; nil for a fault or a deadline
 	fault    current
 	failure  failure
@@ -318,6 +319,9 @@ func (s *Shard) loop() {
 			s.onLost(lost)
 		}
 		for i := range s.in[:n] {
+			if s.in[i].Kind == wire.Fetched {
+				s.fetching--
+			}
 			if s.agent.Step(now, &s.in[i]) == coherence.OK { // what it refuses, it counts
 				s.transit.arrive(now, &s.in[i])
 			}

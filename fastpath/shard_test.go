@@ -215,7 +215,7 @@ func TestKindsOfFaults(t *testing.T) {
 	report(t, ns)
 }
 
-// Where cores are scarce, a shard polls while all vCPUs wait, and only then.
+// Where cores are scarce, a shard polls for a page that it fetches while all vCPUs wait, and only then.
 func TestPollsWhileAllWait(t *testing.T) {
 	for name, c := range map[string]struct {
 		poll   PollMode
@@ -231,15 +231,23 @@ func TestPollsWhileAllWait(t *testing.T) {
 		"nobody knows who waits": {Adaptive, 0, 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			const pages = 64
+			const pages, cache = 256, 64
 			ns := cluster(t, layout{
-				nodes: 2, shards: c.shards, pages: pages, slots: 4, poll: c.poll, threads: 1 << 20, vcpus: c.vcpus, continueWP: true,
+				nodes: 2, shards: c.shards, pages: pages, slots: 64, poll: c.poll, threads: 1 << 20, vcpus: c.vcpus, cache: cache,
+				continueWP: true,
 			})
 			defer guard(t, ns, 30*time.Second)()
 			b := touch(t, ns[1])
-			for page := range wire.PFN(pages) {
-				mustRead(t, b, page, 0, 0)
+			for page := range wire.PFN(pages) { // each is asked for, and most of them parked again
 				mustWrite(t, b, page, 0, 1)
+			}
+			for i, s := range ns[1].shards {
+				if spins := s.Metrics().Spins.Load(); spins > 0 {
+					t.Errorf("shard %d polled %d times for pages that it asked for", i, spins)
+				}
+			}
+			for page := range wire.PFN(pages) {
+				mustRead(t, b, page, 0, 1)
 			}
 			if err := ns[1].stop(); err != nil {
 				t.Fatal(err)
@@ -247,6 +255,9 @@ func TestPollsWhileAllWait(t *testing.T) {
 			for i, s := range ns[1].shards {
 				if spins := s.Metrics().Spins.Load(); spins > 0 != c.polls {
 					t.Errorf("shard %d polled %d times", i, spins)
+				}
+				if s.fetching != 0 || s.Metrics().Latency[FetchFault].Snapshot().Count == 0 {
+					t.Errorf("%d pages are still to be fetched, %d were", s.fetching, s.Metrics().Latency[FetchFault].Snapshot().Count)
 				}
 				if s.vcpus != nil && s.vcpus.waiting.Load() != 0 {
 					t.Errorf("%d pages are still waited for", s.vcpus.waiting.Load())

@@ -41,9 +41,9 @@ type Poll string
 
 // The poll modes.
 const (
-	PollAuto     Poll = "auto"     // adaptive where there are cores to spare, else event
+	PollAuto     Poll = "auto"     // adaptive
 	PollBusy     Poll = "busy"     // spin always
-	PollAdaptive Poll = "adaptive" // spin while busy, then sleep
+	PollAdaptive Poll = "adaptive" // spin while busy, then sleep; with few cores only while no vCPU needs them
 	PollEvent    Poll = "event"    // sleep at once
 )
 

@@ -2,8 +2,8 @@
 // for each peer, on package verbs.
 //
 // An [Adapter] is an open device with its protection domain and the registration of the node's home frames,
-// which all lanes of the node share; a [Lane] has its own completion queue and channel, and for each peer a
-// queue pair.
+// which all lanes of the node share; a [Lane] has two completion queues of its own, for receives and for requests, with
+// one channel, and for each peer a queue pair.
 //
 // # Messages
 //
@@ -56,6 +56,14 @@
 // Every so many-th request asks for a completion, and every one whose end is to be told. As requests complete in their
 // order, a completion frees the bounce pages and the queue's slots of all before it, and makes their words due. Memory
 // outside of what the peer offered, or of the slots, loses the peer before anything is posted.
+//
+// # Sleep
+//
+// A queue is asked for one event at a time, and again when that has come. Who waits for a READ hears of its end by the
+// queue of requests, while the one of receives is still asked for its event: when the page is there, nothing is to be
+// done before the next sleep. That queue is not asked again while no request is under way. Nobody reads the events, as
+// the descriptor is watched for new ones, until many lie there. So a fetch takes one system call of the lane's, the
+// doorbell, and one more where its end is not polled for; a message takes one, to ask anew.
 //
 // # Loss of a peer
 //

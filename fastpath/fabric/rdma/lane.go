@@ -88,13 +88,6 @@ type queue struct {
 	seen  bool // completions were polled since, so it has come, or will
 }
 
-// poll takes completions.
-func (q *queue) poll(wcs []verbs.WC) (int, error) {
-	n, err := q.cq.Poll(wcs)
-	q.seen = q.seen || n > 0
-	return n, err
-}
-
 // watched says whether the event is still to come.
 func (q *queue) watched() bool { return q.armed && !q.seen }
 

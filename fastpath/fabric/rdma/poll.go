@@ -55,14 +55,14 @@ func (l *Lane) collect(most int) bool {
 }
 
 // gather appends completions of a queue to those to be handled, up to most in all.
-func (l *Lane) gather(q *queue, most int) (n int) {
-	n, err := q.poll(l.wcs[l.wcEnd:most])
+func (l *Lane) gather(q *queue, most int) {
+	n, err := q.cq.Poll(l.wcs[l.wcEnd:most])
 	if err != nil {
 		l.loseAll(err)
-		return 0
+		return
 	}
+	q.seen = q.seen || n > 0
 	l.wcEnd += n
-	return n
 }
 
 // eventsKept is how many events may wait in the channel until they are taken: nobody needs to read them, as FD is watched

@@ -18,13 +18,14 @@ type VCPUs struct {
 func (v *VCPUs) allWait() bool { return v.waiting.Load() >= v.Awake.Load() }
 
 // waitSpin is for how long a shard polls for a page, in nanoseconds, where no vCPU runs and there are too few cores:
-// many round trips of a fast fabric, and one of a slow one, but not the tenure of a page that is fought for.
+// many round trips of a fast fabric, and one of a slow one.
 const waitSpin = 2e6
 
 // awaits says whether the shard is to poll for a page that a vCPU waits for, though there are fewer cores than threads.
-// While all vCPUs of the node wait or are halted, their cores are free.
+// While all vCPUs of the node wait or are halted, their cores are free. It is to for what it fetches: the device alone
+// answers that. What it asks for takes as long as another thread needs to wake up, or to let go of the page.
 func (s *Shard) awaits(now, since int64) bool {
-	return s.vcpus != nil && s.pending.n > 0 && now-since < waitSpin && s.vcpus.allWait()
+	return s.vcpus != nil && s.fetching > 0 && s.pending.n > 0 && now-since < waitSpin && s.vcpus.allWait()
 }
 
 // yield lets others have the core first that need it: whatever moves packets.
