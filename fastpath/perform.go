@@ -46,7 +46,9 @@ func (s *Shard) perform(now int64) {
 			s.ep.WriteBytes(a.Peer, fabric.RAM, uint64(a.Page)<<wire.PageShift, s.ram.Page(a.Page), &a.Msg)
 		case coherence.OpFetch:
 			s.stamp(&a.Msg)
-			s.fetching++
+			if s.fetching++; s.fetching == 1 {
+				s.ways.begin()
+			}
 			s.ep.ReadPage(a.Peer, uint64(a.Page)<<wire.PageShift, a.Msg.Slot, &a.Msg)
 		}
 	}
@@ -240,6 +242,9 @@ func (s *Shard) resumed(now int64, a *coherence.Action) {
 		kind = ZeroFault
 	case a.Mode == wire.Modified:
 		kind = WriteFault
+	}
+	if kind == FetchFault {
+		s.ways.end(end - w.start)
 	}
 	s.metrics.Latency[kind].Record(end - w.start)
 	s.staged(now, end, a, &w)

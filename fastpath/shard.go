@@ -115,7 +115,8 @@ type Shard struct {
 	pending  pending
 	gathered gathered
 	transit  transit
-	fetching int           // pages that are being read from their homes
+	fetching int // pages that are being read from their homes
+	ways     ways
 	cause    *wire.Message // what the agent acts upon; nil for a fault or a deadline
 	fault    current
 	failure  failure

@@ -25,7 +25,42 @@ const waitSpin = 2e6
 // While all vCPUs of the node wait or are halted, their cores are free. It is to for what it fetches: the device alone
 // answers that. What it asks for takes as long as another thread needs to wake up, or to let go of the page.
 func (s *Shard) awaits(now, since int64) bool {
-	return s.vcpus != nil && s.fetching > 0 && s.pending.n > 0 && now-since < waitSpin && s.vcpus.allWait()
+	return s.vcpus != nil && s.fetching > 0 && s.pending.n > 0 && s.ways.polls && now-since < waitSpin && s.vcpus.allWait()
+}
+
+// ways are the two to wait for a fetch where cores are scarce. Which is faster depends on who moves packets: a card does
+// so by itself, software may need the very core. So both are tried, and the one that was faster of late is taken.
+type ways struct {
+	polls bool     // the present one
+	mean  [2]int64 // ns that fetches took of late: asleep, polling; 0: not known
+	n     uint     // fetches that began
+}
+
+// Of tryOther fetches one is waited for the other way. A mean is of the last meanOver fetches, more or less.
+const (
+	tryOther = 32
+	meanOver = 16
+)
+
+// begin chooses the way for a fetch while no other is on its way.
+func (w *ways) begin() {
+	w.n++
+	w.polls = w.mean[1] <= w.mean[0]
+	if w.n%tryOther == 0 {
+		w.polls = !w.polls
+	}
+}
+
+// end notes how long a fetch took that a vCPU waited for.
+func (w *ways) end(ns int64) {
+	m := &w.mean[0]
+	if w.polls {
+		m = &w.mean[1]
+	}
+	if *m == 0 {
+		*m = ns
+	}
+	*m += (ns - *m) / meanOver
 }
 
 // yield lets others have the core first that need it: whatever moves packets.
