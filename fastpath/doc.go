@@ -15,8 +15,9 @@
 //
 // A round without work either polls again or sleeps, as [PollMode] says. To sleep, it arms the lane, which tells
 // peers to ring, and waits for {userfaultfd, lane, eventfd} until the next tenure ends. No wake-up is lost: a
-// lane that has something refuses to be armed, a userfaultfd with an event and an eventfd with a count are
-// readable when the wait begins.
+// lane that has something refuses to be armed, and what comes to it later is an edge; a userfaultfd with an event and an
+// eventfd with a count are readable when the wait begins. With fewer cores than threads a shard sleeps at once, but for
+// fetches while no vCPU needs a core: see [VCPUs].
 //
 // # Threads
 //
