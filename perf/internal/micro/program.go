@@ -179,7 +179,8 @@ func (w *writer) stopAtWake() {
 }
 
 // handlers of a guest that takes interrupts: one notes the time in the first word of the table, counts in the second and
-// ends the interrupt, after it has sent the answer, if there is to be one; the other sleeps unless the count has reached R14, which nothing can change between the two.
+// ends the interrupt, after it has sent the answer, if there is to be one; the other sleeps unless the count has reached
+// R14, which nothing can change between the two.
 func (t *Trial) handlers(node int) map[uint8][]byte {
 	if !t.Interrupts {
 		return nil
