@@ -61,7 +61,7 @@ test-unit: bootstrap ## unit tests with the race detector; what needs KVM or RDM
 
 .PHONY: test-sim
 test-sim: bootstrap ## the protocol under the seeded simulator and the model checker, at length
-	@$(WITH) go test -timeout 10m ./engine/coherence/... ./engine/sim/...
+	@$(WITH) go test -timeout 20m ./engine/coherence/... ./engine/sim/...
 	@$(MAKE) soak DURATION=120s
 
 # exec: Ctrl-C is for the soak, which ends with its summary. SOAK takes flags, as --json.
