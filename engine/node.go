@@ -45,6 +45,7 @@ type node struct {
 
 	started   atomic.Int64 // unix nanoseconds, 0 before start
 	endedAt   atomic.Int64
+	awakeNs   atomic.Int64 // for how long idle cores were to wake quickly
 	endOnce   sync.Once
 	ended     chan struct{}
 	outcome   control.Outcome // valid once ended is closed
@@ -386,6 +387,9 @@ func (n *node) start() error {
 		n.lane.Halt()
 	})
 	n.watching.Go(n.watchWaiting)
+	if n.plan.Poll != spec.PollEvent {
+		n.watching.Go(n.keepAwake)
+	}
 	n.state(control.PhaseBooting, "")
 	return nil
 }

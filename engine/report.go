@@ -55,6 +55,7 @@ func (n *node) report() *control.Report {
 			r.Verbs[v.String()] = o
 		}
 	}
+	r.Counters["cores_awake_ns"] = uint64(n.awakeNs.Load())
 	r.Counters["huge_page_bytes"] = n.memory.ram.HugeBytes()
 	n.reportVCPUs(r)
 	l := n.lane.Stats()

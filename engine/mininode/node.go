@@ -46,7 +46,8 @@ type Node struct {
 
 	adapter *rdma.Adapter // nil: the shared-memory fabric
 	slots   []*ram.Slots
-	lanes   []fabric.Lane // one for each shard, then the machine lane
+	lanes   []fabric.Lane        // one for each shard, then the machine lane
+	latency *fastpath.CPULatency // nil: idle cores sleep as the kernel likes
 	vcpus   fastpath.VCPUs
 	serving sync.WaitGroup
 	ran     chan error // what VM.Run returned; nil before Run and after Wait
@@ -63,6 +64,9 @@ func New(c Config) (_ *Node, err error) {
 			err = errors.Join(fmt.Errorf("mininode: node %d: %w", c.Self, err), n.Close())
 		}
 	}()
+	if err := n.keepAwake(); err != nil {
+		return nil, err
+	}
 	_, spans := c.homes()
 	if n.RAM, err = ram.New(ram.Config{Size: c.size(), Home: spans[c.Self]}); err != nil {
 		return nil, err
@@ -91,6 +95,18 @@ func New(c Config) (_ *Node, err error) {
 		}
 	}
 	return n, nil
+}
+
+// keepAwake has idle cores wake quickly, as the product does while pages move, if this process may.
+func (n *Node) keepAwake() error {
+	if n.Config.Poll == fastpath.Event {
+		return nil
+	}
+	var err error
+	if n.latency, err = fastpath.OpenCPULatency(); err != nil {
+		return nil
+	}
+	return n.latency.Hold(true)
 }
 
 func (n *Node) buildShards() error {
@@ -387,6 +403,9 @@ func (n *Node) Close() error {
 	errs = append(errs, n.CloseUserfault())
 	if n.RAM != nil {
 		errs = append(errs, n.RAM.Close())
+	}
+	if n.latency != nil {
+		errs = append(errs, n.latency.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -30,7 +30,7 @@ func floor(c Scale, poll fastpath.PollMode) *Bench {
 		Alone: true,
 		Trial: func() *Trial {
 			t := &Trial{
-				Data: c.Pages, Batches: c.Batches + 1, Config: mininode.Config{Nodes: 2, Plain: true},
+				Data: c.Pages, Batches: c.Batches + 1, Config: mininode.Config{Nodes: 2, Plain: true, Poll: poll},
 				VCPUs: inTurn(1, phase{0, func(w *writer) { w.touch(read, w.trial.data(1, 0), c.Pages, 1, true) }}),
 			}
 			var f *filler

@@ -73,6 +73,7 @@ func Checks() []Check {
 		{"memlock", "locked memory", checkMemlock},
 		{"page-walk", "page-table walks", checkPageWalk},
 		{"tsc", "time-stamp counter", checkTSC},
+		{"wake-up", "idle cores", checkWakeup},
 		{"cpus", "CPUs", checkCPUs},
 		{"memory", "free memory", checkMemory},
 		{"hugepages", "huge pages", checkHugepages},
@@ -329,6 +330,19 @@ func checkPageWalk(s *System) Result {
 		return ok("kvm_amd with npt=0: walks of the guest's page tables are reads")
 	}
 	return ok("neither kvm_intel nor kvm_amd is loaded")
+}
+
+func checkWakeup(s *System) Result {
+	const idle = "sys/devices/system/cpu/cpuidle/current_driver"
+	driver := s.read(idle)
+	switch {
+	case driver == "" || driver == "none":
+		return ok("they halt, there is no deeper sleep")
+	case !s.exists("dev/cpu_dma_latency"):
+		return warn("give the daemon /dev/cpu_dma_latency (a container has to be given it), or boot with processor.max_cstate=1 intel_idle.max_cstate=1",
+			"nothing keeps them from deep sleep (%s), and faults wait for cores to wake", driver)
+	}
+	return ok("%s; kept from deep sleep while pages move", driver)
 }
 
 func checkTSC(s *System) Result {

@@ -98,6 +98,13 @@ func TestChecks(t *testing.T) {
 		{"other clock", "tsc", func(s *System) {
 			s.set("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet\n")
 		}, Warning, "hpet"},
+		{"deep sleep", "wake-up", func(s *System) {
+			s.set("sys/devices/system/cpu/cpuidle/current_driver", "intel_idle\n")
+		}, Warning, "/dev/cpu_dma_latency"},
+		{"light sleep", "wake-up", func(s *System) {
+			s.set("sys/devices/system/cpu/cpuidle/current_driver", "intel_idle\n")
+			s.set("dev/cpu_dma_latency", "")
+		}, OK, "intel_idle"},
 		{"one cpu", "cpus", func(s *System) { s.CPUs = 1 }, Warning, "1 CPU"},
 		{"no memory", "memory", func(s *System) { s.set("proc/meminfo", "MemAvailable: 1000 kB") }, Broken, "not enough"},
 		{"little memory", "memory", func(s *System) { s.set("proc/meminfo", "MemAvailable: 600000 kB") }, Warning, "585 MiB"},
