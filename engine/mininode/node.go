@@ -20,6 +20,7 @@ import (
 	"ironspan/engine/lane"
 	"ironspan/engine/wire"
 	"ironspan/fastpath"
+	"ironspan/fastpath/cpulatency"
 	"ironspan/fastpath/fabric"
 	"ironspan/fastpath/fabric/rdma"
 	"ironspan/fastpath/fabric/shm"
@@ -46,8 +47,8 @@ type Node struct {
 
 	adapter *rdma.Adapter // nil: the shared-memory fabric
 	slots   []*ram.Slots
-	lanes   []fabric.Lane        // one for each shard, then the machine lane
-	latency *fastpath.CPULatency // nil: idle cores sleep as the kernel likes
+	lanes   []fabric.Lane       // one for each shard, then the machine lane
+	latency *cpulatency.Request // nil: idle cores sleep as the kernel likes
 	vcpus   fastpath.VCPUs
 	serving sync.WaitGroup
 	ran     chan error // what VM.Run returned; nil before Run and after Wait
@@ -103,7 +104,7 @@ func (n *Node) keepAwake() error {
 		return nil
 	}
 	var err error
-	if n.latency, err = fastpath.OpenCPULatency(); err != nil {
+	if n.latency, err = cpulatency.Open(); err != nil {
 		return nil
 	}
 	return n.latency.Hold(true)

@@ -44,7 +44,7 @@ const (
 	PollAuto     Poll = "auto"     // adaptive
 	PollBusy     Poll = "busy"     // spin always
 	PollAdaptive Poll = "adaptive" // spin while busy, then sleep; with few cores only while no vCPU needs them
-	PollEvent    Poll = "event"    // sleep at once
+	PollEvent    Poll = "event"    // sleep at once, on cores that may sleep deeply
 )
 
 // Spec is a VM as its user describes it in span.yaml. Parse and Load fill in every default.

@@ -25,7 +25,7 @@ type runCmd struct {
 	Report  string        `placeholder:"FILE" help:"Write what was counted to this file as JSON when the VM has ended."`
 	Timeout time.Duration `placeholder:"DURATION" help:"Stop the VM after this time, counted from the beginning."`
 	Append  string        `placeholder:"TEXT" help:"Add to the guest's command line."`
-	Poll    string        `enum:"spec,auto,busy,adaptive,event" default:"spec" help:"How threads that serve memory wait for work, whatever the spec says: busy (poll), adaptive (poll, then sleep), event (sleep at once), auto (what the cores allow)."`
+	Poll    string        `enum:"spec,auto,busy,adaptive,event" default:"spec" help:"How threads that serve memory wait for work, whatever the spec says: busy (poll), adaptive (poll, then sleep), event (sleep at once, and idle cores as deep as they like), auto (what the cores allow)."`
 	NoInput bool          `help:"Do not pass standard input to the guest's console."`
 	JSON    bool          `help:"Write progress to standard error as JSON, one event a line."`
 	Verbose bool          `short:"v" help:"Show the log of --local's node processes."`

@@ -57,8 +57,9 @@ var rooms = map[string]room{
 	},
 	"kvmhost/internal/initrd": {outside: []string{"github.com/cavaliergopher/cpio"}}, // of its tests' guests
 
-	"fastpath/epoll": {outside: []string{"golang.org/x/sys"}},
-	"fastpath/uffd":  {outside: []string{"golang.org/x/sys"}},
+	"fastpath/cpulatency": {},
+	"fastpath/epoll":      {outside: []string{"golang.org/x/sys"}},
+	"fastpath/uffd":       {outside: []string{"golang.org/x/sys"}},
 	"fastpath/ram": {
 		ours:    []string{"engine/wire", "fastpath/fabric", "fastpath/uffd"},
 		outside: []string{"golang.org/x/sys"},

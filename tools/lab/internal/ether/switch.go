@@ -119,6 +119,15 @@ func (p *Port) end() {
 	p.wake.Broadcast()
 }
 
+// Frames counts those that have come in, at all ports.
+func (s *Switch) Frames() uint64 {
+	var n uint64
+	for _, p := range s.ports {
+		n += p.stats.in.Load()
+	}
+	return n
+}
+
 // Port returns port n.
 func (s *Switch) Port(n int) (*Port, error) {
 	if n < 0 || n >= len(s.ports) {

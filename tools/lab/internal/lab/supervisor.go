@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
 
+	"ironspan/fastpath/cpulatency"
 	"ironspan/tools/lab/internal/agent"
 	"ironspan/tools/lab/internal/ether"
 	"ironspan/tools/lab/internal/kernel"
@@ -182,6 +183,12 @@ func (s *supervisor) launch() error {
 	}
 	s.wire = ether.New(ports)
 	go s.wire.Run()
+	// Each frame wakes three processes, one after the other.
+	go func() {
+		if err := cpulatency.KeepAwake(s.stop, s.wire.Frames, nil); err != nil {
+			slog.Info("idle cores sleep as the kernel likes, and frames wait for them to wake", "reason", err)
+		}
+	}()
 	var pids pidFile
 	pids.Supervisor = identify(os.Getpid())
 	for n := range s.config.Servers {

@@ -1,9 +1,9 @@
-package engine
+package cpulatency
 
 import "testing"
 
-func TestWakefulness(t *testing.T) {
-	var w wakefulness
+func TestPolicy(t *testing.T) {
+	var w policy
 	var wakes uint64
 	look := func(more uint64, want bool) {
 		t.Helper()

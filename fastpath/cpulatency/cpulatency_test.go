@@ -1,4 +1,4 @@
-package fastpath
+package cpulatency
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestCPULatency(t *testing.T) {
+func TestRequest(t *testing.T) {
 	for driver, want := range map[string]int32{"intel_idle\n": shallowIdle, "haltpoll\n": pollingIdle, "": shallowIdle} {
 		dir := t.TempDir()
 		file, idle := filepath.Join(dir, "latency"), filepath.Join(dir, "driver")
@@ -20,37 +20,37 @@ func TestCPULatency(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c, err := openCPULatency(file, idle)
+		r, err := open(file, idle)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var wrote []byte
 		for _, hold := range []bool{false, true, true, false, true} {
-			if err := c.Hold(hold); err != nil {
+			if err := r.Hold(hold); err != nil {
 				t.Fatal(err)
 			}
-			if c.Held() != hold {
-				t.Errorf("%q: held %t after Hold(%t)", driver, c.Held(), hold)
+			if r.held != hold {
+				t.Errorf("%q: held %t after Hold(%t)", driver, r.held, hold)
 			}
 		}
 		for _, micro := range []int32{want, anyIdle, want} {
 			wrote = binary.NativeEndian.AppendUint32(wrote, uint32(micro))
 		}
-		if err := c.Close(); err != nil || c.Held() {
-			t.Errorf("%q: held %t after Close: %v", driver, c.Held(), err)
+		if err := r.Close(); err != nil || r.held {
+			t.Errorf("%q: held %t after Close: %v", driver, r.held, err)
 		}
 		if got, _ := os.ReadFile(file); !bytes.Equal(got, wrote) {
 			t.Errorf("%q: wrote %x, want %x", driver, got, wrote)
 		}
 	}
-	if _, err := openCPULatency(filepath.Join(t.TempDir(), "none"), ""); err == nil {
+	if _, err := open(filepath.Join(t.TempDir(), "none"), ""); err == nil {
 		t.Error("opened what is not there")
 	}
 }
 
 // The kernel says what it has been asked for.
-func TestCPULatencyKernel(t *testing.T) {
-	f, err := os.Open(cpuLatencyFile)
+func TestKernel(t *testing.T) {
+	f, err := os.Open(latencyFile)
 	if err != nil {
 		t.Skip(err)
 	}
@@ -63,17 +63,17 @@ func TestCPULatencyKernel(t *testing.T) {
 		return int32(binary.NativeEndian.Uint32(b[:]))
 	}
 	before := asked()
-	c, err := OpenCPULatency()
+	r, err := Open()
 	if err != nil {
 		t.Skip(err)
 	}
-	defer c.Close()
+	defer r.Close()
 	for _, hold := range []bool{true, false} {
 		want := before
 		if hold {
-			want = min(before, c.micro)
+			want = min(before, r.micro)
 		}
-		if err := c.Hold(hold); err != nil {
+		if err := r.Hold(hold); err != nil {
 			t.Fatal(err)
 		}
 		// Another process may ask for more, or have done so, at any time.
