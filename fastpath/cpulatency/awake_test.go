@@ -3,12 +3,12 @@ package cpulatency
 import "testing"
 
 func TestPolicy(t *testing.T) {
-	var w policy
+	var p policy
 	var wakes uint64
 	look := func(more uint64, want bool) {
 		t.Helper()
 		wakes += more
-		if got := w.look(wakes); got != want {
+		if got := p.look(wakes); got != want {
 			t.Errorf("%d more: %t, want %t", more, got, want)
 		}
 	}
