@@ -13,7 +13,7 @@ import (
 // writes the request, in microseconds, as a native 32-bit number, and the end of the process withdraws it.
 const latencyFile = "/dev/cpu_dma_latency"
 
-// idleDriverFile names the driver that puts idle cores to sleep; it is absent where there is none but HLT, which no
+// idleDriverFile names the driver that puts idle cores to sleep. It says "none" where there is nothing but HLT, which no
 // request changes.
 const idleDriverFile = "/sys/devices/system/cpu/cpuidle/current_driver"
 
